@@ -1,0 +1,4 @@
+"""What a safety-token model is, in torch: control tokens, the safety module, CASA training, pebble.
+
+Knows nothing of ONNX export, bundles or the runtime.
+"""
