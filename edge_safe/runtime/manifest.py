@@ -1,0 +1,255 @@
+"""The manifest of a bundle, ``edge_safe.json``: typed, versioned, and strict about its fields.
+
+It knows the shape of the file and where paths may lead. It opens nothing but the manifest itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from edge_safe.errors import BundleError, IntegrityError, SchemaError
+from edge_safe.runtime.policy import Policy, Stage
+
+MANIFEST_FILE = "edge_safe.json"
+
+SCHEMA_VERSION = 1
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every structure in the manifest: immutable, unknown fields rejected."""
+
+
+class Modality(_Record):
+    """One kind of input, and whether its projector was trained."""
+
+    trained: bool
+
+
+class FileEntry(_Record):
+    """One file of the bundle: lower-case hex sha256 and length in bytes."""
+
+    sha256: str
+    size: int
+
+
+class Tensor(_Record):
+    """An input or output of a graph; a shape holds numbers, and names where it may vary."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class Graph(_Record):
+    """One ONNX file: where it stands, what goes in, what comes out, and its weights' precision."""
+
+    file: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    precision: str
+
+
+class ModelInfo(_Record):
+    """What the engine has to know of the language model."""
+
+    layers: int
+    hidden_size: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    eos_token_ids: list[int]
+    pad_token_id: int
+
+
+class AttentionInfo(_Record):
+    """Shape of the safety attention's own keys and values."""
+
+    heads: int
+    head_dim: int
+
+
+class StageCalibration(_Record):
+    """p_unsafe = sigmoid(scale * (unsafe - safe) + bias); refuse when p_unsafe >= threshold.
+
+    ``fitted_on`` and ``rows`` say on what the three numbers were fitted; the rates were measured
+    there, or are null where nothing was measured.
+    """
+
+    scale: float = 1.0
+    bias: float = 0.0
+    threshold: float = 0.5
+    fitted_on: str | None = None
+    rows: int = 0
+    auroc: float | None = None
+    asr: float | None = None
+    fpr: float | None = None
+
+
+class Acceptance(_Record):
+    """Result of the safety test that this very artifact had to pass."""
+
+    passed: bool
+    data: str
+    rows: int
+    asr: float | None = None
+    fpr: float | None = None
+    auroc: float | None = None
+    reason: str | None = None
+
+
+class Safety(_Record):
+    """Everything the gate needs besides its graph.
+
+    Attributes:
+        safe_token_id: Token placed at slot T.
+        unsafe_token_id: Its counterpart; never placed by the runtime.
+        control_token_ids: Masked out of sampling after slot T.
+        exit_layer: Layer k the gate reads, or null for a model with the ``final`` stage alone.
+        layers: Layers that had a trained head.
+        attention: Shape of ``gate_past``, null without a gate.
+        stages: Calibration of every stage of this bundle.
+        policy: The policy used when the caller gives none.
+        acceptance: Null when the artifact was not tested.
+    """
+
+    safe_token_id: int
+    unsafe_token_id: int
+    control_token_ids: list[int]
+    exit_layer: int | None
+    layers: list[int]
+    attention: AttentionInfo | None
+    stages: dict[Stage, StageCalibration]
+    policy: Policy = Policy()
+    acceptance: Acceptance | None = None
+
+
+class Provenance(_Record):
+    """Where the bundle came from."""
+
+    source: str
+    source_sha256: str
+    tool_versions: dict[str, str]
+    command: str
+    created: str
+
+
+class Manifest(_Record):
+    """The whole of ``edge_safe.json``."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    family: str
+    target: str
+    precision: str
+    modalities: dict[str, Modality]
+    files: dict[str, FileEntry]
+    graphs: dict[str, Graph]
+    model: ModelInfo
+    processors: dict[str, dict[str, Any]]
+    safety: Safety
+    provenance: Provenance
+
+
+def dump_manifest(manifest: Manifest) -> bytes:
+    """Encodes a manifest as indented JSON with a final newline."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Reads and checks the manifest of a bundle folder.
+
+    Raises:
+        BundleError: The folder or its manifest is missing or unreadable.
+        SchemaError: It is not JSON, is of a newer schema, or does not fit this one.
+        IntegrityError: A path in it would leave the bundle.
+    """
+    path = folder / MANIFEST_FILE
+    if not folder.is_dir():
+        raise BundleError(f"There is no bundle folder at {folder}.")
+    if not path.is_file():
+        raise BundleError(
+            f"{folder} has no {MANIFEST_FILE}, so it is not a bundle. Make one with "
+            "`edge-safe export SOURCE --out DIR`."
+        )
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"Cannot read {path}: {error}.") from error
+    manifest = parse_manifest(data, str(path))
+    for name in [*manifest.files, *(graph.file for graph in manifest.graphs.values())]:
+        confine(folder, name)
+    return manifest
+
+
+def parse_manifest(data: bytes, origin: str) -> Manifest:
+    """Decodes a manifest; ``origin`` names the file in messages.
+
+    Raises:
+        SchemaError: See ``load_manifest``.
+    """
+    try:
+        raw = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SchemaError(f"{origin} is not valid JSON: {error}.") from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise SchemaError(f"{origin} has no usable schema_version (found {version!r}).")
+    if version > SCHEMA_VERSION:
+        raise SchemaError(
+            f"{origin} follows schema {version}, this edge-safe reads up to {SCHEMA_VERSION}. "
+            "Upgrade edge-safe, or export the bundle again with this version."
+        )
+    try:
+        manifest = msgspec.convert(raw, Manifest)
+    except msgspec.ValidationError as error:
+        raise SchemaError(f"{origin} does not fit the bundle schema: {error}.") from error
+    _check(manifest, origin)
+    return manifest
+
+
+def _check(manifest: Manifest, origin: str) -> None:
+    """Checks what the types cannot say."""
+    for name, graph in manifest.graphs.items():
+        if graph.file not in manifest.files:
+            raise SchemaError(f"{origin}: graph '{name}' uses {graph.file}, not listed in files.")
+    safety = manifest.safety
+    if (safety.exit_layer is None) != ("gate" not in manifest.graphs):
+        raise SchemaError(f"{origin}: exit_layer is {safety.exit_layer} but the graphs disagree.")
+    if (safety.exit_layer is None) != (safety.attention is None):
+        raise SchemaError(f"{origin}: a gate needs both exit_layer and attention, or neither.")
+    if not safety.stages or ("gate" in safety.stages) > ("gate" in manifest.graphs):
+        raise SchemaError(f"{origin}: no calibrated stage fits the graphs of this bundle.")
+
+
+def confine(folder: Path, name: str) -> Path:
+    """Resolves a path of a bundle and proves that it stays inside.
+
+    Args:
+        folder: The bundle.
+        name: Relative path with forward slashes.
+
+    Returns:
+        The path below ``folder``; the file need not exist.
+
+    Raises:
+        IntegrityError: The path is empty, absolute, has a ``..``, a backslash or a drive letter,
+            or a symbolic link on its way leads out of the folder.
+    """
+    pure = PurePosixPath(name)
+    bad = not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name
+    if bad or str(pure) != name or name == "." or ":" in pure.parts[0]:
+        raise IntegrityError(
+            f"The bundle names the path {name!r}, which is not a plain relative path inside it. "
+            "Do not use this bundle."
+        )
+    root = folder.resolve()
+    path = root / pure
+    if not path.resolve().is_relative_to(root):
+        raise IntegrityError(
+            f"{name!r} leads out of the bundle through a symbolic link. Do not use this bundle."
+        )
+    return path
