@@ -38,7 +38,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stages: tuple[Stage, ...] = ()
     thresholds: dict[Stage, float] = {}
     language: str = "en"
-    refusals: dict[str, str] = {"en": REFUSAL}
+    refusals: dict[str, str] = msgspec.field(default_factory=lambda: {"en": REFUSAL})
 
     def refusal(self) -> str:
         """The text shown instead of an answer."""
