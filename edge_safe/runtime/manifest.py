@@ -18,24 +18,24 @@ MANIFEST_FILE = "edge_safe.json"
 SCHEMA_VERSION = 1
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every structure in the manifest: immutable, unknown fields rejected."""
 
 
-class Modality(_Record):
+class Modality(_Record, frozen=True):
     """One kind of input, and whether its projector was trained."""
 
     trained: bool
 
 
-class FileEntry(_Record):
+class FileEntry(_Record, frozen=True):
     """One file of the bundle: lower-case hex sha256 and length in bytes."""
 
     sha256: str
     size: int
 
 
-class Tensor(_Record):
+class Tensor(_Record, frozen=True):
     """An input or output of a graph; a shape holds numbers, and names where it may vary."""
 
     name: str
@@ -43,7 +43,7 @@ class Tensor(_Record):
     shape: list[int | str]
 
 
-class Graph(_Record):
+class Graph(_Record, frozen=True):
     """One ONNX file: where it stands, what goes in, what comes out, and its weights' precision."""
 
     file: str
@@ -52,7 +52,7 @@ class Graph(_Record):
     precision: str
 
 
-class ModelInfo(_Record):
+class ModelInfo(_Record, frozen=True):
     """What the engine has to know of the language model."""
 
     layers: int
@@ -65,14 +65,14 @@ class ModelInfo(_Record):
     pad_token_id: int
 
 
-class AttentionInfo(_Record):
+class AttentionInfo(_Record, frozen=True):
     """Shape of the safety attention's own keys and values."""
 
     heads: int
     head_dim: int
 
 
-class StageCalibration(_Record):
+class StageCalibration(_Record, frozen=True):
     """p_unsafe = sigmoid(scale * (unsafe - safe) + bias); refuse when p_unsafe >= threshold.
 
     ``fitted_on`` and ``rows`` say on what the three numbers were fitted; the rates were measured
@@ -89,7 +89,7 @@ class StageCalibration(_Record):
     fpr: float | None = None
 
 
-class Acceptance(_Record):
+class Acceptance(_Record, frozen=True):
     """Result of the safety test that this very artifact had to pass."""
 
     passed: bool
@@ -101,7 +101,7 @@ class Acceptance(_Record):
     reason: str | None = None
 
 
-class Safety(_Record):
+class Safety(_Record, frozen=True):
     """Everything the gate needs besides its graph.
 
     Attributes:
@@ -127,7 +127,7 @@ class Safety(_Record):
     acceptance: Acceptance | None = None
 
 
-class Provenance(_Record):
+class Provenance(_Record, frozen=True):
     """Where the bundle came from."""
 
     source: str
@@ -137,7 +137,7 @@ class Provenance(_Record):
     created: str
 
 
-class Manifest(_Record):
+class Manifest(_Record, frozen=True, kw_only=True):
     """The whole of ``edge_safe.json``."""
 
     schema_version: int = SCHEMA_VERSION
