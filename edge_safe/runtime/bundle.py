@@ -1,0 +1,196 @@
+"""Opens a bundle folder: every file is checked against the manifest before it is used.
+
+A file is hashed when it is first opened, so towers that a request does not need cost nothing. It
+knows files and graphs; what flows through the graphs is the business of other modules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path, PurePosixPath
+
+from edge_safe.errors import BundleError, IntegrityError
+from edge_safe.runtime.external_data import external_files
+from edge_safe.runtime.manifest import Manifest, confine, load_manifest
+from edge_safe.runtime.session import Session, provider_name
+
+_HASH_BLOCK = 1 << 20
+
+
+class Bundle:
+    """A bundle whose manifest was read and whose files are verified as they are opened.
+
+    Safe to share between threads.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        provider: str,
+        threads: int | None = None,
+        profile_folder: Path | None = None,
+    ) -> None:
+        """See ``open_bundle``."""
+        self.folder = folder
+        self.manifest = manifest
+        self.provider = provider
+        self._threads = threads
+        self._profile_folder = profile_folder
+        self._checked: set[str] = set()
+        self._sessions: dict[str, Session] = {}
+        self._lock = threading.RLock()
+
+    def file(self, name: str) -> Path:
+        """Path of a file that was found to be the one the manifest names.
+
+        Raises:
+            IntegrityError: It is not listed, leaves the bundle, or differs in size or hash.
+            BundleError: It is missing or unreadable.
+        """
+        with self._lock:
+            path = confine(self.folder, name)
+            if name not in self._checked:
+                self._check(name, path)
+                self._checked.add(name)
+            return path
+
+    def has(self, name: str) -> bool:
+        """Whether the manifest lists a file."""
+        return name in self.manifest.files
+
+    def read(self, name: str) -> bytes:
+        """Contents of a file, checked as they are read.
+
+        Raises:
+            IntegrityError: See ``file``.
+            BundleError: See ``file``.
+        """
+        return self.file(name).read_bytes()
+
+    def session(self, graph: str) -> Session:
+        """Opens a graph on first use; its weight files are checked with it.
+
+        Raises:
+            BundleError: The bundle has no such graph, or it cannot be opened.
+            IntegrityError: One of its files is not the one the manifest names.
+            ProviderError: The provider did not start.
+        """
+        with self._lock:
+            if graph not in self._sessions:
+                self._sessions[graph] = self._open(graph)
+            return self._sessions[graph]
+
+    def run_counts(self) -> dict[str, int]:
+        """How often each graph was run; graphs that were never opened count 0."""
+        with self._lock:
+            opened = {name: session.runs for name, session in self._sessions.items()}
+        return {name: opened.get(name, 0) for name in self.manifest.graphs}
+
+    def end_profiles(self) -> dict[str, Path]:
+        """Ends profiling; returns ONNX Runtime's profile of each opened graph."""
+        with self._lock:
+            return {name: session.end_profile() for name, session in self._sessions.items()}
+
+    def verify(self) -> None:
+        """Checks every file of the manifest, and that every graph's weights are listed.
+
+        Raises:
+            IntegrityError: See ``file``.
+            BundleError: See ``file``.
+        """
+        for name in self.manifest.files:
+            self.file(name)
+        for graph in self.manifest.graphs:
+            self._check_weights(graph)
+
+    def _open(self, graph: str) -> Session:
+        """Checks a graph and its weights, then hands it to ONNX Runtime."""
+        if graph not in self.manifest.graphs:
+            known = ", ".join(self.manifest.graphs) or "none"
+            raise BundleError(f"{self.folder} has no graph '{graph}'; it has: {known}.")
+        self._check_weights(graph)
+        profile = None
+        if self._profile_folder is not None:
+            profile = str(self._profile_folder / graph)
+        path = self.file(self.manifest.graphs[graph].file)
+        return Session(path, self.provider, self._threads, profile)
+
+    def _check_weights(self, graph: str) -> None:
+        """Confines and checks every weight file that a graph points to."""
+        name = self.manifest.graphs[graph].file
+        for location in sorted(external_files(self.read(name))):
+            parent = PurePosixPath(name).parent
+            self.file(str(parent / location))
+
+    def _check(self, name: str, path: Path) -> None:
+        """Compares a file with its entry in the manifest."""
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise IntegrityError(
+                f"{name!r} is not listed in the manifest of {self.folder}. Do not use this bundle."
+            )
+        try:
+            size = path.stat().st_size
+            digest = sha256_file(path) if size == entry.size else ""
+        except FileNotFoundError as error:
+            raise BundleError(
+                f"{path} is missing. Export the bundle again or copy it afresh."
+            ) from error
+        except OSError as error:
+            raise BundleError(f"Cannot read {path}: {error}.") from error
+        if size != entry.size:
+            raise IntegrityError(
+                f"{path} has {size} bytes, the manifest says {entry.size}. Export the bundle "
+                "again or copy it afresh."
+            )
+        if digest != entry.sha256:
+            raise IntegrityError(
+                f"{path} is not the file the manifest names (sha256 {digest[:12]}…, expected "
+                f"{entry.sha256[:12]}…). Export the bundle again or copy it afresh."
+            )
+
+
+def open_bundle(
+    folder: Path,
+    provider: str | None = None,
+    threads: int | None = None,
+    accept_failed: bool = False,
+    profile_folder: Path | None = None,
+) -> Bundle:
+    """Reads the manifest of a bundle and makes ready to open its graphs.
+
+    Args:
+        folder: The bundle.
+        provider: ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``; None takes the target's.
+        threads: Threads inside one operator; None lets ONNX Runtime choose.
+        accept_failed: Opens a bundle that failed its acceptance test all the same.
+        profile_folder: Where ONNX Runtime writes a profile of every graph; None writes none.
+
+    Raises:
+        BundleError: The folder is no bundle, or the bundle failed its acceptance test.
+        SchemaError: The manifest does not follow a schema that this version reads.
+        IntegrityError: A path of the manifest would leave the folder.
+        ProviderError: The provider is not there.
+    """
+    manifest = load_manifest(folder)
+    acceptance = manifest.safety.acceptance
+    if acceptance is not None and not acceptance.passed and not accept_failed:
+        raise BundleError(
+            f"{folder} failed its acceptance test on {acceptance.data}"
+            f"{': ' + acceptance.reason if acceptance.reason else ''}. Export it again with "
+            "another precision, or load it with accept_failed=True to examine it."
+        )
+    chosen = provider or manifest.target
+    provider_name(chosen)
+    return Bundle(folder, manifest, chosen, threads, profile_folder)
+
+
+def sha256_file(path: Path) -> str:
+    """Lower-case hex sha256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
