@@ -1,0 +1,3 @@
+"""The room between a torch checkpoint and a bundle."""
+
+from __future__ import annotations

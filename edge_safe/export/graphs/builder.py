@@ -1,0 +1,134 @@
+"""A small builder of ONNX graphs whose weights stand in the shared file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from edge_safe.export.graphs.store import Stored
+
+CONTRIB = "com.microsoft"
+# The newest pair that onnxruntime 1.23 (the last one of Python 3.10) reads as well.
+OPSET = 21
+IR_VERSION = 10
+
+Shape = Sequence[int | str]
+
+
+class GraphBuilder:
+    """Collects nodes, inputs, outputs and initializers of one graph.
+
+    Values are plain names. ``op`` names a node after the scope it stands in, so a profile of the
+    running graph reads like the model.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._counts: dict[str, int] = {}
+
+    def input(self, name: str, dtype: int, shape: Shape) -> str:
+        """Declares a graph input."""
+        self._inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+        return name
+
+    def output(self, name: str, dtype: int, shape: Shape) -> str:
+        """Declares a graph output; a node has to give this name to its result."""
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+        return name
+
+    def weight(self, name: str, stored: Stored, shape: Sequence[int] | None = None) -> str:
+        """Refers to a tensor in the weights file, viewed with ``shape`` if one is given."""
+        if name not in self._initializers:
+            self._initializers[name] = stored.proto(name, shape)
+        return name
+
+    def constant(self, value: npt.ArrayLike, dtype: type[np.generic] = np.int64) -> str:
+        """An inline constant, made once per value."""
+        array = np.asarray(value, dtype=dtype)
+        name = f"const/{array.dtype}/{array.tolist()}"
+        if name not in self._initializers:
+            self._initializers[name] = onnx.numpy_helper.from_array(array, name)
+        return name
+
+    def floats(self, value: npt.ArrayLike) -> str:
+        """An inline float32 constant."""
+        return self.constant(value, np.float32)
+
+    def op(
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        *,
+        scope: str,
+        outputs: Sequence[str] | None = None,
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
+        """Adds a node and returns its first output.
+
+        Args:
+            kind: Operator.
+            inputs: Names; an empty string leaves an optional input out.
+            scope: Place in the model, the prefix of the node's name.
+            outputs: Names of the outputs; without them one output is named after the node.
+            domain: Operator domain.
+            **attributes: Attributes of the node.
+        """
+        base = f"{scope}/{kind}"
+        count = self._counts.get(base, 0)
+        self._counts[base] = count + 1
+        name = base if count == 0 else f"{base}_{count}"
+        made = [name] if outputs is None else list(outputs)
+        self._nodes.append(
+            helper.make_node(kind, list(inputs), made, name=name, domain=domain, **attributes)
+        )
+        return made[0]
+
+    def contrib(
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        *,
+        scope: str,
+        outputs: Sequence[str] | None = None,
+        **attributes: Any,
+    ) -> str:
+        """Adds a node of ONNX Runtime's own operator set."""
+        return self.op(
+            kind, inputs, scope=scope, outputs=outputs, domain=CONTRIB, **attributes
+        )
+
+    def model(self) -> onnx.ModelProto:
+        """The finished model."""
+        graph = helper.make_graph(
+            self._nodes,
+            self.name,
+            self._inputs,
+            self._outputs,
+            initializer=list(self._initializers.values()),
+        )
+        return helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
+            ir_version=IR_VERSION,
+            producer_name="edge-safe",
+        )
+
+    def save(self, path: Path) -> None:
+        """Writes the model; its weights are in the weights file already."""
+        path.write_bytes(self.model().SerializeToString())
+
+
+FLOAT = int(TensorProto.FLOAT)
+INT64 = int(TensorProto.INT64)
+INT32 = int(TensorProto.INT32)

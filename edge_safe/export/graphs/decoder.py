@@ -1,0 +1,179 @@
+"""The three graphs of a language model: embeddings, gate and decoder, over one weights file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+from edge_safe.export.graphs.builder import FLOAT, INT64, GraphBuilder
+from edge_safe.export.graphs.layers import (
+    LayerWeights,
+    add_norm,
+    attention,
+    common_inputs,
+    mlp,
+    norm,
+    output_projection,
+    rope_tables,
+    store_layer,
+)
+from edge_safe.export.graphs.matrices import Matrix, linear, look_up, store_linear, store_table
+from edge_safe.export.graphs.safety import (
+    GateHead,
+    TokenRows,
+    find_slots,
+    gate_verdict,
+    pick,
+    tail_slots,
+    token_logits,
+)
+from edge_safe.export.graphs.spec import DecoderSpec, TensorSource
+from edge_safe.export.graphs.store import Stored, WeightStore
+from edge_safe.export.quantization import Precision
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWeights:
+    """Everything of a language model that stands in the weights file."""
+
+    embedding: Matrix
+    cosine: Stored
+    sine: Stored
+    layers: tuple[LayerWeights, ...]
+    final_norm: Stored
+    lm_head: Matrix
+
+
+def store_model(
+    store: WeightStore,
+    spec: DecoderSpec,
+    tensor: TensorSource,
+    precision: Precision,
+    progress: Progress,
+) -> ModelWeights:
+    """Reads, quantizes and stores a model tensor by tensor.
+
+    Args:
+        store: The weights file.
+        spec: The decoder.
+        tensor: Source of the weights, by the names transformers gives to Llama's.
+        precision: How matrices are packed.
+        progress: Told the share done after each layer.
+    """
+    embedding = store_table(store, tensor("model.embed_tokens.weight"), precision.embedding)
+    cosine, sine = rope_tables(store, spec)
+    layers = []
+    for index in range(spec.layers):
+        layers.append(store_layer(store, spec, tensor, index, precision.weights))
+        progress((index + 1) / spec.layers)
+    head = embedding
+    if not spec.tied:
+        head = store_linear(store, tensor("lm_head.weight"), precision.embedding)
+    return ModelWeights(
+        embedding, cosine, sine, tuple(layers), store.add(tensor("model.norm.weight")), head
+    )
+
+
+def embedding_graph(weights: ModelWeights, spec: DecoderSpec) -> GraphBuilder:
+    """input_ids (B, S) -> inputs_embeds (B, S, d)."""
+    g = GraphBuilder("embed_tokens")
+    ids = g.input("input_ids", INT64, ["batch", "sequence"])
+    g.output("inputs_embeds", FLOAT, ["batch", "sequence", spec.hidden_size])
+    found = look_up(g, ids, weights.embedding, "embed_tokens")
+    g.op("Identity", [found], scope="embed_tokens", outputs=["inputs_embeds"])
+    return g
+
+
+def gate_graph(
+    weights: ModelWeights, spec: DecoderSpec, exit_layer: int, head: GateHead, store: WeightStore
+) -> GraphBuilder:
+    """Layers 0 .. exit_layer-1 and the verdict of the head at exit_layer."""
+    g = GraphBuilder("gate")
+    shape = ["batch", "sequence", spec.hidden_size]
+    residual = g.input("inputs_embeds", FLOAT, shape)
+    common = common_inputs(g, spec, weights.cosine, weights.sine)
+    g.output("hidden_states", FLOAT, shape)
+    delta = ""
+    for index in range(exit_layer):
+        normed, residual = _enter(g, spec, residual, delta, weights.layers[index], index)
+        attended = attention(g, spec, normed, weights.layers[index], common, index)
+        residual, delta = _leave(g, spec, residual, attended, weights.layers[index], index)
+    states = g.op("Add", [residual, delta], scope="exit", outputs=["hidden_states"])
+    gate_verdict(g, states, find_slots(g, states), head, store)
+    return g
+
+
+def decoder_graph(
+    weights: ModelWeights,
+    spec: DecoderSpec,
+    first_layer: int | None,
+    final: TokenRows,
+    store: WeightStore,
+) -> GraphBuilder:
+    """Layers first_layer .. L-1, logits at slot T and the ``final`` verdict at T-1.
+
+    Behind the last layer's attention only those two positions are computed.
+
+    Args:
+        weights: The stored model.
+        spec: The decoder.
+        first_layer: First layer, or None for all of them without a gate before.
+        final: Verdict rows of the ``final`` stage.
+        store: The weights file.
+    """
+    g = GraphBuilder("decoder")
+    name = "inputs_embeds" if first_layer is None else "hidden_states"
+    residual = g.input(name, FLOAT, ["batch", "sequence", spec.hidden_size])
+    common = common_inputs(g, spec, weights.cosine, weights.sine)
+    g.output("logits", FLOAT, ["batch", 1, spec.vocab_size])
+    g.output("verdict_logits", FLOAT, ["batch", 2])
+    tail = tail_slots(g, find_slots(g, residual))
+    delta = ""
+    for index in range(first_layer or 0, spec.layers):
+        normed, residual = _enter(g, spec, residual, delta, weights.layers[index], index)
+        attended = attention(g, spec, normed, weights.layers[index], common, index)
+        if index == spec.layers - 1:
+            attended = pick(g, attended, tail, "tail/attended")
+            residual = pick(g, residual, tail, "tail/residual")
+        residual, delta = _leave(g, spec, residual, attended, weights.layers[index], index)
+    states, _ = add_norm(g, delta, residual, weights.final_norm, "final_norm", spec.eps)
+    slot = g.op("Gather", [states, g.constant(-1)], scope="lm_head/slot", axis=1)
+    logits = linear(g, slot, weights.lm_head, "lm_head")
+    g.op("Unsqueeze", [logits, g.constant([1])], scope="lm_head", outputs=["logits"])
+    last = g.op("Gather", [states, g.constant(0)], scope="final/last", axis=1)
+    verdict = token_logits(g, last, final, store, "final")
+    g.op("Identity", [verdict], scope="final", outputs=["verdict_logits"])
+    return g
+
+
+def _enter(
+    g: GraphBuilder,
+    spec: DecoderSpec,
+    residual: str,
+    delta: str,
+    layer: LayerWeights,
+    index: int,
+) -> tuple[str, str]:
+    """Normalizes what enters a layer; ``delta`` is what the layer before still has to add."""
+    name = f"layers.{index}.input_norm"
+    if not delta:
+        return norm(g, residual, layer.input_norm, name, spec.eps), residual
+    return add_norm(g, delta, residual, layer.input_norm, name, spec.eps)
+
+
+def _leave(
+    g: GraphBuilder,
+    spec: DecoderSpec,
+    residual: str,
+    attended: str,
+    layer: LayerWeights,
+    index: int,
+) -> tuple[str, str]:
+    """Output projection and MLP: the residual behind the attention, and the MLP's own part."""
+    projected = output_projection(g, attended, layer, index)
+    name = f"layers.{index}.mlp_norm"
+    normed, residual = add_norm(g, projected, residual, layer.mlp_norm, name, spec.eps)
+    return residual, mlp(g, spec, normed, layer, index)

@@ -1,0 +1,235 @@
+"""One decoder layer, and the shared pieces around it, as nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_safe.export.graphs.builder import FLOAT, INT32, INT64, GraphBuilder
+from edge_safe.export.graphs.matrices import Matrix, linear, store_linear
+from edge_safe.export.graphs.spec import DecoderSpec, TensorSource
+from edge_safe.export.graphs.store import Stored, WeightStore
+from edge_safe.export.quantization import MatrixFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """A stored linear layer with its optional bias."""
+
+    matrix: Matrix
+    bias: Stored | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """Stored weights of one decoder layer."""
+
+    input_norm: Stored
+    qkv: Affine
+    query_norm: Stored | None
+    key_norm: Stored | None
+    output: Affine
+    mlp_norm: Stored
+    gate: Affine
+    up: Affine
+    down: Affine
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What all layers of a graph share: mask figures, positions and rotary tables."""
+
+    last_key: str
+    total: str
+    position_ids: str
+    cosine: str
+    sine: str
+
+
+def store_layer(
+    store: WeightStore,
+    spec: DecoderSpec,
+    tensor: TensorSource,
+    index: int,
+    form: MatrixFormat,
+) -> LayerWeights:
+    """Reads, quantizes and stores the weights of one layer.
+
+    Args:
+        store: The weights file.
+        spec: The decoder.
+        tensor: Source of the weights, by the names transformers gives to Llama's.
+        index: Layer.
+        form: How the matrices are packed.
+    """
+    base = f"model.layers.{index}"
+    attention = f"{base}.self_attn"
+
+    def affine(names: list[str], has_bias: bool) -> Affine:
+        weight = np.concatenate([tensor(f"{name}.weight") for name in names])
+        bias = np.concatenate([tensor(f"{name}.bias") for name in names]) if has_bias else None
+        stored_bias = None if bias is None else store.add(bias)
+        return Affine(store_linear(store, weight, form), stored_bias)
+
+    def norm(name: str) -> Stored:
+        return store.add(tensor(f"{name}.weight"))
+
+    return LayerWeights(
+        input_norm=norm(f"{base}.input_layernorm"),
+        qkv=affine([f"{attention}.{part}_proj" for part in "qkv"], spec.qkv_bias),
+        query_norm=norm(f"{attention}.q_norm") if spec.qk_norm else None,
+        key_norm=norm(f"{attention}.k_norm") if spec.qk_norm else None,
+        output=affine([f"{attention}.o_proj"], spec.output_bias),
+        mlp_norm=norm(f"{base}.post_attention_layernorm"),
+        gate=affine([f"{base}.mlp.gate_proj"], spec.mlp_bias),
+        up=affine([f"{base}.mlp.up_proj"], spec.mlp_bias),
+        down=affine([f"{base}.mlp.down_proj"], spec.mlp_bias),
+    )
+
+
+def common_inputs(
+    g: GraphBuilder, spec: DecoderSpec, cosine: Stored, sine: Stored
+) -> Common:
+    """Declares attention_mask and position_ids and derives what GroupQueryAttention wants.
+
+    The mask is right-padded, so the sum of a row is its length.
+    """
+    mask = g.input("attention_mask", INT64, ["batch", "total"])
+    positions = g.input("position_ids", INT64, ["batch", "sequence"])
+    ones = g.op("ReduceSum", [mask, g.constant([1])], scope="mask", keepdims=0)
+    last = g.op("Sub", [ones, g.constant(1)], scope="mask")
+    size = g.op("Shape", [mask], scope="mask")
+    total = g.op("Gather", [size, g.constant(1)], scope="mask", axis=0)
+    return Common(
+        last_key=g.op("Cast", [last], scope="mask/last", to=INT32),
+        total=g.op("Cast", [total], scope="mask/total", to=INT32),
+        position_ids=positions,
+        cosine=g.weight("rope.cosine", cosine),
+        sine=g.weight("rope.sine", sine),
+    )
+
+
+def norm(g: GraphBuilder, x: str, weight: Stored, name: str, eps: float) -> str:
+    """RMSNorm over the last axis."""
+    # SimplifiedLayerNormalization is registered in the standard domain, though no part of it.
+    scale = g.weight(f"{name}.weight", weight)
+    return g.op(
+        "SimplifiedLayerNormalization", [x, scale], scope=name, axis=-1, epsilon=eps, stash_type=1
+    )
+
+
+def add_norm(
+    g: GraphBuilder, x: str, residual: str, weight: Stored, name: str, eps: float
+) -> tuple[str, str]:
+    """RMSNorm of x + residual, and the sum itself."""
+    normed, total = f"{name}/normed", f"{name}/sum"
+    g.contrib(
+        "SkipSimplifiedLayerNormalization",
+        [x, residual, g.weight(f"{name}.weight", weight)],
+        scope=name,
+        outputs=[normed, "", "", total],
+        epsilon=eps,
+    )
+    return normed, total
+
+
+def attention(
+    g: GraphBuilder, spec: DecoderSpec, x: str, weights: LayerWeights, common: Common, index: int
+) -> str:
+    """Attention of one layer up to, but without, its output projection.
+
+    Args:
+        g: The graph.
+        spec: The decoder.
+        x: (B, S, d) normalized states.
+        weights: The layer's weights.
+        common: What the layers share.
+        index: Layer, which names the cache.
+
+    Returns:
+        (B, S, heads * head_dim).
+    """
+    name = f"layers.{index}.attention"
+    cache = ["batch", spec.kv_heads, "past", spec.head_dim]
+    grown = ["batch", spec.kv_heads, "total", spec.head_dim]
+    past = [
+        g.input(f"past_key_values.{index}.{part}", FLOAT, cache) for part in ("key", "value")
+    ]
+    present = [g.output(f"present.{index}.{part}", FLOAT, grown) for part in ("key", "value")]
+    packed = _affine(g, x, weights.qkv, f"{name}.qkv")
+    query = [packed, "", ""]
+    if weights.query_norm is not None and weights.key_norm is not None:
+        query = _normed_heads(
+            g, spec, packed, weights.query_norm, weights.key_norm, name
+        )
+    return g.contrib(
+        "GroupQueryAttention",
+        [
+            *query,
+            *past,
+            common.last_key,
+            common.total,
+            common.cosine,
+            common.sine,
+            common.position_ids,
+        ],
+        scope=name,
+        outputs=[f"{name}/out", *present],
+        num_heads=spec.heads,
+        kv_num_heads=spec.kv_heads,
+        do_rotary=1,
+        rotary_interleaved=0,
+        scale=float(spec.head_dim**-0.5),
+    )
+
+
+def mlp(g: GraphBuilder, spec: DecoderSpec, x: str, weights: LayerWeights, index: int) -> str:
+    """The gated MLP of one layer."""
+    name = f"layers.{index}.mlp"
+    gate = _affine(g, x, weights.gate, f"{name}.gate")
+    up = _affine(g, x, weights.up, f"{name}.up")
+    if spec.activation == "silu":
+        # x * sigmoid(x) in one node.
+        active = g.contrib("QuickGelu", [gate], scope=name, alpha=1.0)
+    else:
+        active = g.op("Gelu", [gate], scope=name, approximate="tanh")
+    return _affine(g, g.op("Mul", [active, up], scope=name), weights.down, f"{name}.down")
+
+
+def output_projection(g: GraphBuilder, x: str, weights: LayerWeights, index: int) -> str:
+    """The projection behind the attention."""
+    return _affine(g, x, weights.output, f"layers.{index}.attention.output")
+
+
+def _affine(g: GraphBuilder, x: str, layer: Affine, name: str) -> str:
+    return linear(g, x, layer.matrix, name, layer.bias)
+
+
+def _normed_heads(
+    g: GraphBuilder, spec: DecoderSpec, packed: str, query: Stored, key: Stored, name: str
+) -> list[str]:
+    """Splits packed projections and normalizes queries and keys head by head."""
+    widths = [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim]
+    parts = [f"{name}/split/{part}" for part in ("query", "key", "value")]
+    g.op(
+        "Split",
+        [packed, g.constant([*widths, widths[1]])],
+        scope=name,
+        outputs=parts,
+        axis=-1,
+    )
+    for slot, weight in enumerate((query, key)):
+        scope = f"{name}.{('query', 'key')[slot]}_norm"
+        split = g.op("Reshape", [parts[slot], g.constant([0, 0, -1, spec.head_dim])], scope=scope)
+        normed = norm(g, split, weight, scope, spec.eps)
+        parts[slot] = g.op("Reshape", [normed, g.constant([0, 0, widths[slot]])], scope=scope)
+    return parts
+
+
+def rope_tables(store: WeightStore, spec: DecoderSpec) -> tuple[Stored, Stored]:
+    """Stores the rotary tables of the whole context."""
+    cosine, sine = spec.rope.tables(spec.context_length)
+    return store.add(cosine), store.add(sine)
+
+

@@ -1,0 +1,243 @@
+"""The gate's own nodes: which position is slot T, safety attention, verdict rows.
+
+The formulas are those of ``edge_safe.models.safety_head``, over a chunk of positions whose
+predecessors stand in ``gate_past``. All of it stays in float32 whatever the precision.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_safe.export.graphs.builder import FLOAT, GraphBuilder
+from edge_safe.export.graphs.layers import norm
+from edge_safe.export.graphs.spec import FloatArray
+from edge_safe.export.graphs.store import WeightStore
+
+# Finite, so that a step that sees nothing yet averages over what is there instead of giving NaN.
+HIDDEN = -3.0e38
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Two verdict rows behind an RMSNorm.
+
+    Attributes:
+        rows: (2, d), unsafe first.
+        norm: (d,) weight of the norm, None where the states are read as they are.
+        eps: Its epsilon.
+    """
+
+    rows: FloatArray
+    norm: FloatArray | None
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class GateHead:
+    """The safety head of one layer.
+
+    Attributes:
+        token: Its token read-out.
+        attention_norm: (d,).
+        key: (H * dk, d).
+        value: (H * dk, d).
+        query: (H, dk).
+        slope: (H,), not negative.
+        up_weight: (hidden, H * dk).
+        up_bias: (hidden,).
+        down_weight: (1, hidden).
+        down_bias: (1,).
+    """
+
+    token: TokenRows
+    attention_norm: FloatArray
+    key: FloatArray
+    value: FloatArray
+    query: FloatArray
+    slope: FloatArray
+    up_weight: FloatArray
+    up_bias: FloatArray
+    down_weight: FloatArray
+    down_bias: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Where slot T and the prompt's last position stand in the chunk.
+
+    Attributes:
+        length: S, a scalar.
+        slot: (B, 1) index of slot T in the chunk.
+        last: (B, 1) index of T-1, or 0 in a chunk that has slot T alone.
+        steps: (1, S) 0 .. S-1.
+    """
+
+    length: str
+    slot: str
+    last: str
+    steps: str
+
+
+def find_slots(g: GraphBuilder, states: str) -> Slots:
+    """Derives the positions from the mask alone: slot T is its last real position."""
+    scope = "slots"
+    zero, one = g.constant(0), g.constant(1)
+    length = g.op(
+        "Gather",
+        [g.op("Shape", [states], scope=scope), one],
+        scope=f"{scope}/sequence",
+        axis=0,
+    )
+    total = g.op(
+        "Gather",
+        [g.op("Shape", ["attention_mask"], scope=scope), one],
+        scope=f"{scope}/total",
+        axis=0,
+    )
+    past = g.op("Sub", [total, length], scope=f"{scope}/past")
+    real = g.op("ReduceSum", ["attention_mask", g.constant([1])], scope=scope, keepdims=1)
+    index = g.op("Sub", [g.op("Sub", [real, one], scope=scope), past], scope=f"{scope}/index")
+    end = g.op("Sub", [length, one], scope=f"{scope}/end")
+    # A decoding batch has rows of different pasts; its one position is slot 0 for all of them.
+    slot = g.op("Min", [g.op("Max", [index, zero], scope=scope), end], scope=scope)
+    before = g.op("Sub", [slot, one], scope=f"{scope}/before")
+    last = g.op("Max", [before, zero], scope=f"{scope}/last")
+    steps = g.op("Range", [zero, length, one], scope=scope)
+    return Slots(
+        length, slot, last, g.op("Unsqueeze", [steps, g.constant([0])], scope=scope)
+    )
+
+
+def pick(g: GraphBuilder, states: str, index: str, scope: str) -> str:
+    """Reads positions: states (B, S, d), index (B, M) -> (B, M, d)."""
+    where = g.op("Unsqueeze", [index, g.constant([2])], scope=scope)
+    return g.op("GatherND", [states, where], scope=scope, batch_dims=1)
+
+
+def token_logits(g: GraphBuilder, state: str, rows: TokenRows, store: WeightStore, name: str) -> str:
+    """Reads one state (B, d) through the verdict rows into (B, 2)."""
+    if rows.norm is not None:
+        state = norm(g, state, store.add(rows.norm), f"{name}.norm", rows.eps)
+    return g.op("Gemm", [state, g.weight(f"{name}.rows", store.add(rows.rows))], scope=name, transB=1)
+
+
+def gate_verdict(
+    g: GraphBuilder, states: str, slots: Slots, head: GateHead, store: WeightStore
+) -> None:
+    """Adds gate_past, gate_present and verdict_logits to a graph.
+
+    Args:
+        g: The graph.
+        states: (B, S, d) states entering the exit layer.
+        slots: Positions of slot T and T-1.
+        head: The exit layer's head.
+        store: The weights file.
+    """
+    heads, width = head.query.shape
+    cache = ["batch", 2, heads, "gate_past", width]
+    past = g.input("gate_past", FLOAT, cache)
+    g.output("gate_present", FLOAT, ["batch", 2, heads, "gate_total", width])
+    g.output("verdict_logits", FLOAT, ["batch", 2])
+
+    present = _keys_and_values(g, states, slots, head, store, past)
+    pooled = _pool(g, present, slots, head, store, past)
+
+    def weight(name: str, array: FloatArray) -> str:
+        return g.weight(f"gate.{name}", store.add(array))
+
+    flat = g.op("Reshape", [pooled, g.constant([0, heads * width])], scope="gate")
+    up = g.op(
+        "Gemm",
+        [flat, weight("up.weight", head.up_weight), weight("up.bias", head.up_bias)],
+        scope="gate.up",
+        transB=1,
+    )
+    logit = g.op(
+        "Gemm",
+        [
+            g.op("Gelu", [up], scope="gate", approximate="none"),
+            weight("down.weight", head.down_weight),
+            weight("down.bias", head.down_bias),
+        ],
+        scope="gate.down",
+        transB=1,
+    )
+    # log v and log(1 - v) are -softplus(-a) and -softplus(a).
+    signed = g.op("Mul", [logit, g.floats([[-1.0, 1.0]])], scope="gate.v")
+    penalty = g.op("Softplus", [signed], scope="gate.v")
+    state = pick(g, states, slots.last, "gate.last")
+    state = g.op("Squeeze", [state, g.constant([1])], scope="gate.last")
+    logits = token_logits(g, state, head.token, store, "gate.token")
+    g.op("Sub", [logits, penalty], scope="gate.verdict", outputs=["verdict_logits"])
+
+
+def _keys_and_values(
+    g: GraphBuilder, states: str, slots: Slots, head: GateHead, store: WeightStore, past: str
+) -> str:
+    """Appends this chunk's keys and values to gate_past: (B, 2, H, G + S, dk)."""
+    heads, width = head.query.shape
+    scope = "gate.attention"
+    real = g.op("LessOrEqual", [slots.steps, slots.slot], scope=scope)
+    real = g.op("Unsqueeze", [real, g.constant([2])], scope=scope)
+    # The kernels leave anything, NaN too, at padded positions; 0 * NaN would reach the sum.
+    clean = g.op("Where", [real, states, g.floats(0.0)], scope=scope)
+    normed = norm(g, clean, store.add(head.attention_norm), f"{scope}.norm", head.token.eps)
+    joined = np.concatenate([head.key, head.value]).T
+    both = g.op(
+        "MatMul", [normed, g.weight(f"{scope}.key_value", store.add(joined))], scope=scope
+    )
+    split = g.op("Reshape", [both, g.constant([0, 0, 2, heads, width])], scope=scope)
+    turned = g.op("Transpose", [split], scope=scope, perm=[0, 2, 3, 1, 4])
+    return g.op("Concat", [past, turned], scope=scope, outputs=["gate_present"], axis=3)
+
+
+def _pool(
+    g: GraphBuilder, present: str, slots: Slots, head: GateHead, store: WeightStore, past: str
+) -> str:
+    """Safety attention over gate_past and the positions before slot T: (B, H, 1, dk)."""
+    heads, width = head.query.shape
+    scope = "gate.pool"
+    keys = g.op("Gather", [present, g.constant(0)], scope=f"{scope}/keys", axis=1)
+    values = g.op("Gather", [present, g.constant(1)], scope=f"{scope}/values", axis=1)
+    query = (head.query / math.sqrt(width)).astype(np.float32)[:, :, None]
+    score = g.op("MatMul", [keys, g.weight("gate.query", store.add(query))], scope=scope)
+    score = g.op("Squeeze", [score, g.constant([3])], scope=scope)
+
+    before = g.op(
+        "Gather",
+        [g.op("Shape", [past], scope=f"{scope}/past"), g.constant(3)],
+        scope=f"{scope}/past",
+        axis=0,
+    )
+    visible = g.op("Add", [slots.slot, before], scope=f"{scope}/visible")
+    total = g.op("Add", [slots.length, before], scope=f"{scope}/total")
+    steps = g.op("Range", [g.constant(0), total, g.constant(1)], scope=scope)
+    last = g.op("Sub", [visible, g.constant(1)], scope=scope)
+    distance = g.op("Sub", [last, steps], scope=f"{scope}/distance")
+    distance = g.op("Max", [distance, g.constant(0)], scope=f"{scope}/distance")
+    distance = g.op("Cast", [distance], scope=f"{scope}/distance", to=FLOAT)
+    shifted = g.op("Add", [distance, g.floats(1.0)], scope=f"{scope}/distance")
+    logged = g.op("Log", [shifted], scope=f"{scope}/distance")
+    logged = g.op("Unsqueeze", [logged, g.constant([1])], scope=f"{scope}/distance")
+    slope = g.weight("gate.slope", store.add(head.slope[:, None]))
+    score = g.op("Sub", [score, g.op("Mul", [slope, logged], scope=scope)], scope=scope)
+
+    seen = g.op("Less", [steps, visible], scope=f"{scope}/seen")
+    seen = g.op("Unsqueeze", [seen, g.constant([1])], scope=f"{scope}/seen")
+    score = g.op("Where", [seen, score, g.floats(HIDDEN)], scope=scope)
+    share = g.op("Softmax", [score], scope=scope, axis=-1)
+    share = g.op("Unsqueeze", [share, g.constant([2])], scope=f"{scope}/share")
+    return g.op("MatMul", [share, values], scope=f"{scope}/out")
+
+
+def tail_slots(g: GraphBuilder, slots: Slots) -> str:
+    """(B, M) indices of T-1 and slot T, or of the one position of a decode step."""
+    scope = "tail"
+    both = g.op("Concat", [slots.last, slots.slot], scope=scope, axis=1)
+    kept = g.op("Min", [slots.length, g.constant(2)], scope=scope)
+    start = g.op("Sub", [g.constant(2), kept], scope=scope)
+    start = g.op("Unsqueeze", [start, g.constant([0])], scope=scope)
+    return g.op("Slice", [both, start, g.constant([2]), g.constant([1])], scope=scope)
