@@ -301,6 +301,30 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def wilson_interval(successes: int, rows: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Interval of a share that stays honest at 0 and 1 (Wilson, JASA 22, 1927).
+
+    Args:
+        successes: Rows that count, 0 to ``rows``.
+        rows: All rows.
+        z: Normal quantile; the default covers 95 %.
+
+    Returns:
+        ``(low, high)`` in [0, 1]; NaN for both without rows.
+
+    Raises:
+        DataError: If ``successes`` is negative or above ``rows``.
+    """
+    if not 0 <= successes <= rows:
+        raise DataError(f"{successes} of {rows} rows is no share")
+    if rows == 0:
+        return math.nan, math.nan
+    share = successes / rows
+    center = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows**2))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
 def length_matched_subset(
     lengths: ArrayLike, labels: ArrayLike, seed: int = 0, bins: int = 20
 ) -> NDArray[np.int64]:
