@@ -19,7 +19,7 @@ from edge_safe.errors import BundleError, ProviderError
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-import onnxruntime as ort  # noqa: E402  (the variable has to stand before the import)
+import onnxruntime as ort
 
 Array = NDArray[Any]
 

@@ -1,0 +1,117 @@
+"""What a request remembers: keys and values of the model, and the gate's own columns.
+
+Both grow in steps and are never copied per token. Rolling back is forgetting a length: nothing
+beyond it is ever read.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge_safe.errors import PromptError
+from edge_safe.runtime.manifest import Manifest
+from edge_safe.runtime.session import Array, Binding, Buffer
+
+_STEP = 256
+
+
+class KeyValueCache:
+    """Keys and values of all layers for one sequence.
+
+    Each is one buffer (1, kv_heads, capacity, head_dim) that graphs read as past and write as
+    present in place.
+
+    Attributes:
+        length: Positions that are valid.
+        capacity: Positions that fit without growing.
+    """
+
+    def __init__(self, manifest: Manifest, dtype: np.dtype[np.generic], device: str) -> None:
+        self.length = 0
+        self.capacity = 0
+        self._limit = manifest.model.context_length
+        self._layers = manifest.model.layers
+        self._shape = (manifest.model.kv_heads, manifest.model.head_dim)
+        self._dtype = dtype
+        self._device = device
+        self._buffers: list[Buffer] = []
+
+    def reserve(self, length: int) -> bool:
+        """Makes room for ``length`` positions.
+
+        Returns:
+            Whether the buffers moved, so that they have to be bound again.
+
+        Raises:
+            PromptError: The model's context is shorter than that.
+        """
+        if length <= self.capacity:
+            return False
+        if length > self._limit:
+            raise PromptError(
+                f"The conversation needs {length} positions; this model holds {self._limit}."
+            )
+        old, kept = self._buffers, self.length
+        self.capacity = min(self._limit, -(-length // _STEP) * _STEP)
+        self._buffers = []
+        heads, width = self._shape
+        for index in range(2 * self._layers):
+            grown = np.zeros((1, heads, self.capacity, width), self._dtype)
+            if kept:
+                grown[:, :, :kept] = old[index].numpy()[:, :, :kept]
+            self._buffers.append(Buffer(grown, self._device))
+        return True
+
+    def bind(self, binding: Binding, layers: range) -> None:
+        """Binds the given layers as past and, in place, as present."""
+        for layer in layers:
+            for offset, kind in enumerate(("key", "value")):
+                buffer = self._buffers[2 * layer + offset]
+                binding.input(f"past_key_values.{layer}.{kind}", buffer)
+                binding.output(f"present.{layer}.{kind}", buffer)
+
+    def truncate(self, length: int) -> None:
+        """Forgets all positions from ``length`` on."""
+        self.length = min(self.length, length)
+
+
+class GateColumns:
+    """Keys and values of the safety attention for every position the gate has seen.
+
+    Kept apart from the model's cache, since a refused turn leaves that one and stays here.
+
+    Attributes:
+        length: Columns that are valid.
+    """
+
+    def __init__(self, heads: int, head_dim: int) -> None:
+        self.length = 0
+        self._data = np.zeros((1, 2, heads, 0, head_dim), np.float32)
+
+    def view(self) -> Array:
+        """(1, 2, H, G, dk) contiguous copy of the valid columns."""
+        return np.ascontiguousarray(self._data[:, :, :, : self.length])
+
+    def empty(self) -> Array:
+        """(1, 2, H, 0, dk), what the gate is given while decoding."""
+        return np.ascontiguousarray(self._data[:, :, :, :0])
+
+    def append(self, columns: Array) -> None:
+        """Appends (1, 2, H, S, dk) columns."""
+        end = self.length + columns.shape[3]
+        if end > self._data.shape[3]:
+            grown = np.zeros(
+                (*self._data.shape[:3], -(-end // _STEP) * _STEP, self._data.shape[4]), np.float32
+            )
+            grown[:, :, :, : self.length] = self._data[:, :, :, : self.length]
+            self._data = grown
+        self._data[:, :, :, self.length : end] = columns
+        self.length = end
+
+    def since(self, length: int) -> Array:
+        """A copy of the columns from ``length`` on."""
+        return self._data[:, :, :, length : self.length].copy()
+
+    def truncate(self, length: int) -> None:
+        """Forgets all columns from ``length`` on."""
+        self.length = min(self.length, length)

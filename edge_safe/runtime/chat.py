@@ -1,0 +1,179 @@
+"""A conversation: every turn is judged over all that was said, and nothing is computed twice.
+
+A refused user turn leaves the model's caches, so the model never sees it, and stays in the
+gate's, so that harm split over several turns is still seen.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge_safe.errors import GateError, UsageError
+from edge_safe.runtime.answer import Answer
+from edge_safe.runtime.media import AudioInput, ImageInput
+from edge_safe.runtime.prompt import Message, check_not_empty, positions
+from edge_safe.runtime.reply import Reply
+from edge_safe.runtime.request import Event, Prompt, Requests
+from edge_safe.runtime.sampler import Sampling, SamplingSettings
+from edge_safe.runtime.session import Array
+from edge_safe.runtime.tokens import Untrusted
+from edge_safe.runtime.verdict import Decision, Verdict
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@dataclass(slots=True)
+class Turn:
+    """One past turn: answered, or refused with the columns the gate keeps of it."""
+
+    messages: list[Message]
+    columns: Array | None = None
+
+
+class Chat:
+    """One conversation. For one thread at a time."""
+
+    def __init__(self, requests: Requests, system: str | None) -> None:
+        self._requests = requests
+        self._system = [] if system is None else [Message("system", [Untrusted(system)])]
+        self._state = requests.engine.new_state()
+        self._turns: list[Turn] = []
+        self._pending: list[int] = []
+        self._busy = threading.Lock()
+
+    def send(
+        self,
+        text: str,
+        *,
+        images: Sequence[ImageInput] = (),
+        audio: AudioInput | None = None,
+        timeout: float | None = None,
+        cancel: threading.Event | None = None,
+        **sampling: Unpack[SamplingSettings],
+    ) -> Reply:
+        """Says something and waits for the reply; arguments and errors as ``SafeModel.generate``.
+
+        Raises:
+            UsageError: Another thread is using this conversation.
+        """
+        reply = None
+        for event in self.stream(
+            text, images=images, audio=audio, timeout=timeout, cancel=cancel, **sampling
+        ):
+            reply = event
+        if not isinstance(reply, Reply):
+            raise GateError("the turn ended without a reply")
+        return reply
+
+    def stream(
+        self,
+        text: str,
+        *,
+        images: Sequence[ImageInput] = (),
+        audio: AudioInput | None = None,
+        timeout: float | None = None,
+        cancel: threading.Event | None = None,
+        **sampling: Unpack[SamplingSettings],
+    ) -> Iterator[Event]:
+        """Like ``send``, but yields the verdict, then text as it comes, then the reply."""
+        return self._stream(text, images, audio, Sampling(**sampling), timeout, cancel)
+
+    def reset(self) -> None:
+        """Forgets everything but the system text."""
+        self._turns = []
+        self._restart()
+
+    def _stream(
+        self,
+        text: str,
+        images: Sequence[ImageInput],
+        audio: AudioInput | None,
+        sampling: Sampling,
+        timeout: float | None,
+        cancel: threading.Event | None,
+    ) -> Iterator[Event]:
+        """The generator behind ``stream``."""
+        if not self._busy.acquire(blocking=False):
+            raise UsageError("This conversation is already answering; begin another one for that.")
+        verdict: Verdict | None = None
+        answer = Answer()
+        said: list[Message] = []
+        before = (0, 0)
+
+        def encode() -> Prompt:
+            nonlocal before
+            user = Message("user", [Untrusted(text)])
+            said.append(self._requests.attach_media(user, images, audio))
+            check_not_empty(said[0])
+            prompt = self._prompt(said[0])
+            before = (self._state.cache.length, self._seen())
+            return prompt
+
+        try:
+            for event in self._requests.stream(
+                encode, self._state, sampling, answer, timeout, cancel
+            ):
+                if isinstance(event, Verdict):
+                    verdict = event
+                yield event
+        finally:
+            if verdict is not None and said:
+                self._remember(verdict, said[0], answer, before)
+            self._busy.release()
+
+    def _remember(
+        self, verdict: Verdict, user: Message, answer: Answer, before: tuple[int, int]
+    ) -> None:
+        """Keeps what a turn left behind; ``before`` holds the lengths of cache and columns."""
+        columns = self._state.columns
+        if answer.opened:
+            ids = np.array(answer.ids, np.int64)
+            self._turns.append(Turn([user, Message("assistant", [ids])]))
+            self._pending = answer.ids[answer.fed :]
+        elif verdict.decision is Decision.REFUSE and columns is not None:
+            self._turns.append(Turn([], columns.since(before[1])))
+        elif verdict.decision is Decision.ALLOW:
+            # Nobody took the answer, or the decoder broke: as if it had not been asked.
+            self._state.cache.truncate(before[0])
+            if columns is not None:
+                columns.truncate(before[1])
+
+    def _prompt(self, user: Message) -> Prompt:
+        """What the caches lack of the conversation with this message at its end.
+
+        Oldest turns are dropped as a whole until the rest fits; then all of it is computed and
+        judged anew.
+        """
+        while True:
+            messages = [*self._system, *(m for turn in self._turns for m in turn.messages), user]
+            cached = self._state.cache.length > 0
+            arrays = self._requests.builder.build(messages, len(messages) - 2 if cached else None)
+            if cached and self._pending:
+                arrays.insert(0, np.array(self._pending, np.int64))
+            needed = self._seen() + positions(arrays)
+            if needed + 2 <= self._requests.context_length or not self._turns:
+                break
+            self._turns.pop(0)
+            self._restart()
+        self._requests.check_room(needed)
+        return self._requests.prompt(arrays, messages)
+
+    def _seen(self) -> int:
+        """Positions the gate has seen; never fewer than the model has."""
+        columns = self._state.columns
+        return self._state.cache.length if columns is None else columns.length
+
+    def _restart(self) -> None:
+        """Empties the caches; only refused turns that are not dropped stay, in the gate's."""
+        self._state.clear()
+        self._pending = []
+        if self._state.columns is not None:
+            for turn in self._turns:
+                if turn.columns is not None:
+                    self._state.columns.append(turn.columns)

@@ -1,0 +1,131 @@
+"""The layers behind the gate: answer logits for a prompt, then token after token.
+
+It is only called when the gate let the request pass. It does not choose tokens.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge_safe.runtime.cache import GateColumns, KeyValueCache
+from edge_safe.runtime.deadline import Deadline
+from edge_safe.runtime.gate import Gate
+from edge_safe.runtime.prefill import bind_positions, chunks
+from edge_safe.runtime.session import Array, Binding, Session
+
+
+class Decoder:
+    """The graph of layers k .. L-1 and lm_head; all layers where a bundle has no gate."""
+
+    def __init__(self, session: Session, layers: range, vocab_size: int) -> None:
+        self.session = session
+        self.layers = layers
+        self.vocab_size = vocab_size
+        self.source = "hidden_states" if "hidden_states" in session.inputs else "inputs_embeds"
+
+    def prefill(
+        self, states: Array, cache: KeyValueCache, deadline: Deadline | None = None
+    ) -> tuple[Array, Array]:
+        """Reads new positions whose last one is slot T.
+
+        Args:
+            states: (1, S, d) hidden states at layer k, or input embeddings without a gate.
+            cache: The model's keys and values; ``cache.length`` stays as it is.
+            deadline: Ends the run early, where a verdict still depends on it.
+
+        Returns:
+            (1, 1, V) logits at slot T and (1, 2) verdict logits of the ``final`` stage.
+
+        Raises:
+            GateError: The deadline passed.
+        """
+        logits = np.empty((1, 1, self.vocab_size), np.float32)
+        verdict = np.empty((1, 2), np.float32)
+        for start, end in chunks(states.shape[1]):
+            if deadline is not None:
+                deadline.check()
+            logits[:] = verdict[:] = np.nan
+            binding = self.session.binding()
+            cache.bind(binding, self.layers)
+            bind_positions(binding, cache.length + start, end - start)
+            binding.input(self.source, np.ascontiguousarray(states[:, start:end]))
+            binding.output("logits", logits)
+            binding.output("verdict_logits", verdict)
+            binding.run(deadline.abort if deadline is not None else None)
+        return logits, verdict
+
+
+class Stepper:
+    """Decodes one sequence token by token; every buffer is bound once.
+
+    Only the attention mask is bound anew at each step, since its length is its meaning, and the
+    caches when they had to grow.
+    """
+
+    def __init__(
+        self,
+        embed: Session,
+        gate: Gate | None,
+        decoder: Decoder,
+        cache: KeyValueCache,
+        columns: GateColumns | None,
+        width: int,
+    ) -> None:
+        self._cache = cache
+        self._columns = columns
+        self._token = np.zeros((1, 1), np.int64)
+        self._position = np.zeros((1, 1), np.int64)
+        self._mask = np.ones((1, 0), np.int64)
+        self._logits = np.empty((1, 1, decoder.vocab_size), np.float32)
+        embeds = np.empty((1, 1, width), np.float32)
+        verdict = np.empty((1, 2), np.float32)
+        self._embed = embed.binding()
+        self._embed.input("input_ids", self._token)
+        self._embed.output("inputs_embeds", embeds)
+        self._stages: list[tuple[Binding, range]] = []
+        self._column = np.zeros(0, np.float32)
+        states = embeds
+        if gate is not None and columns is not None:
+            states = np.empty((1, 1, width), np.float32)
+            empty = columns.empty()
+            self._column = np.empty((*empty.shape[:3], 1, empty.shape[4]), np.float32)
+            binding = gate.session.binding()
+            binding.input("inputs_embeds", embeds)
+            binding.input("gate_past", empty)
+            binding.output("gate_present", self._column)
+            binding.output("hidden_states", states)
+            binding.output("verdict_logits", verdict)
+            self._stages.append((binding, gate.layers))
+        binding = decoder.session.binding()
+        binding.input(decoder.source, states)
+        binding.output("logits", self._logits)
+        binding.output("verdict_logits", verdict)
+        self._stages.append((binding, decoder.layers))
+        for binding, layers in self._stages:
+            binding.input("position_ids", self._position)
+            cache.bind(binding, layers)
+
+    def step(self, token: int) -> Array:
+        """Feeds one token and returns the (V,) logits behind it, valid until the next step.
+
+        Raises:
+            PromptError: The context is full.
+        """
+        cache = self._cache
+        if cache.reserve(cache.length + 1):
+            for binding, layers in self._stages:
+                cache.bind(binding, layers)
+        if self._mask.shape[1] < cache.capacity:
+            self._mask = np.ones((1, cache.capacity), np.int64)
+        self._token[0, 0] = token
+        self._position[0, 0] = cache.length
+        mask = self._mask[:, : cache.length + 1]
+        self._embed.run()
+        for binding, _ in self._stages:
+            binding.input("attention_mask", mask)
+            binding.run()
+        cache.length += 1
+        if self._columns is not None:
+            self._columns.append(self._column)
+        logits: Array = self._logits[0, 0]
+        return logits

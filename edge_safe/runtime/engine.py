@@ -1,0 +1,223 @@
+"""One request through the graphs: gate first, decoder only after ``allow``.
+
+It sees embeddings and token ids. Words, pictures and policies' texts are the business of others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_safe.errors import EdgeSafeError, GateError, PolicyError
+from edge_safe.runtime.bundle import Bundle
+from edge_safe.runtime.cache import GateColumns, KeyValueCache
+from edge_safe.runtime.deadline import Deadline
+from edge_safe.runtime.decoder import Decoder, Stepper
+from edge_safe.runtime.gate import Gate, judge
+from edge_safe.runtime.policy import STAGES, Policy, Stage
+from edge_safe.runtime.session import Array
+from edge_safe.runtime.verdict import Decision, Verdict
+
+_DTYPES = {"float32": np.float32, "float16": np.float16}
+
+
+@dataclass(slots=True)
+class State:
+    """What one sequence has left behind.
+
+    Attributes:
+        cache: The model's keys and values.
+        columns: The gate's own keys and values; None without a gate.
+    """
+
+    cache: KeyValueCache
+    columns: GateColumns | None
+
+    def clear(self) -> None:
+        """Forgets everything and keeps the memory."""
+        self.cache.truncate(0)
+        if self.columns is not None:
+            self.columns.truncate(0)
+
+
+@dataclass(slots=True)
+class Judged:
+    """A prompt the gate has seen.
+
+    Attributes:
+        verdict: The decision.
+        states: (1, S, d) what the decoder still has to read, None once it has or never may.
+        logits: (1, 1, V) logits at slot T, where the decoder already ran for its verdict.
+    """
+
+    verdict: Verdict
+    states: Array | None = None
+    logits: Array | None = None
+
+
+def failed(error: Exception, stage: str, deadline: Deadline) -> Verdict:
+    """The verdict for a request that something kept from being judged."""
+    reason = str(error) or type(error).__name__
+    if deadline.passed:
+        reason = "the time for a verdict is over"
+    return Verdict(Decision.ERROR, math.nan, stage, reason=reason)
+
+
+class Engine:
+    """The graphs of a bundle, and the rule in which order they run. Shared between threads."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._manifest = bundle.manifest
+        self._safe_token = bundle.manifest.safety.safe_token_id
+
+    def new_state(self) -> State:
+        """An empty sequence.
+
+        Raises:
+            BundleError: The manifest does not describe its key-value caches.
+        """
+        manifest = self._manifest
+        attention = manifest.safety.attention
+        first = manifest.graphs["decoder" if manifest.safety.exit_layer in (None, 0) else "gate"]
+        dtypes = [t.dtype for t in first.inputs if t.name.startswith("past_key_values.")]
+        dtype = np.dtype(_DTYPES[dtypes[0]]) if dtypes else np.dtype(np.float32)
+        device = self._bundle.session("embed_tokens").device
+        return State(
+            KeyValueCache(manifest, dtype, device),
+            None if attention is None else GateColumns(attention.heads, attention.head_dim),
+        )
+
+    def stages(self, policy: Policy) -> tuple[Stage, ...]:
+        """The stages a policy asks, in their order.
+
+        Raises:
+            PolicyError: The bundle has no such stage.
+        """
+        known = [stage for stage in STAGES if stage in self._manifest.safety.stages]
+        for stage in (*policy.stages, *policy.thresholds):
+            if stage not in known:
+                raise PolicyError(
+                    f"The policy names stage '{stage}'; this bundle has: {', '.join(known)}."
+                )
+        return policy.stages or (known[0],)
+
+    def embed(self, ids: Sequence[int] | Array) -> Array:
+        """Word embeddings (n, d) of token ids (n,)."""
+        feed = np.asarray(ids, np.int64)[None]
+        rows: Array = self._bundle.session("embed_tokens").run({"input_ids": feed})["inputs_embeds"]
+        return np.asarray(rows[0], np.float32)
+
+    def judge(self, embeds: Array, state: State, policy: Policy, deadline: Deadline) -> Judged:
+        """Puts the safe token at slot T, runs the stages and rolls back unless all allow.
+
+        After ``allow`` call ``open`` next. After anything else the model's cache is as it was; of
+        a refused prompt the gate's columns stay, without slot T.
+
+        Args:
+            embeds: (T, d) embeddings of the new part of the prompt.
+            state: Moved on by this call.
+            policy: Stages and thresholds.
+            deadline: What ends it early.
+
+        Returns:
+            The verdict; ``Decision.ERROR`` for whatever kept the gate from deciding.
+        """
+        seen = state.columns.length if state.columns is not None else 0
+        stages = self.stages(policy)
+        try:
+            judged = self._judge(embeds, state, stages, policy, deadline)
+        except Exception as error:
+            if isinstance(error, EdgeSafeError) and not isinstance(error, GateError):
+                self._forget(state, seen)
+                raise
+            judged = Judged(failed(error, stages[0], deadline))
+        except BaseException:
+            self._forget(state, seen)
+            raise
+        if judged.verdict.decision is Decision.REFUSE:
+            self._forget(state, seen + len(embeds))
+        elif judged.verdict.decision is Decision.ERROR:
+            self._forget(state, seen)
+        return judged
+
+    def open(self, judged: Judged, state: State) -> Array:
+        """Runs the decoder over an allowed prompt, unless the verdict already needed it.
+
+        Returns:
+            (V,) logits of the first answer token.
+        """
+        logits = judged.logits
+        if logits is None:
+            if judged.states is None:
+                raise GateError("the prompt was not allowed, it cannot be answered")
+            logits, _ = self._decoder().prefill(judged.states, state.cache)
+            state.cache.length += judged.states.shape[1]
+            judged.states, judged.logits = None, logits
+        row: Array = logits[0, 0]
+        return row
+
+    def stepper(self, state: State) -> Callable[[int], Array]:
+        """A function that feeds one token and returns the (V,) logits behind it."""
+        stepper = Stepper(
+            self._bundle.session("embed_tokens"),
+            self._gate(),
+            self._decoder(),
+            state.cache,
+            state.columns,
+            self._manifest.model.hidden_size,
+        )
+        return stepper.step
+
+    def _judge(
+        self,
+        embeds: Array,
+        state: State,
+        stages: tuple[Stage, ...],
+        policy: Policy,
+        deadline: Deadline,
+    ) -> Judged:
+        """The stages one after the other; the first one that does not allow ends it."""
+        slot = self.embed([self._safe_token])
+        states = np.concatenate([embeds, slot])[None]
+        state.cache.reserve(state.cache.length + states.shape[1])
+        gate = self._gate()
+        verdict = None
+        if gate is not None and state.columns is not None:
+            states, logits = gate.prefill(states, state.cache, state.columns, deadline)
+            deadline.check()
+            if "gate" in stages:
+                verdict = self._verdict(logits, "gate", policy)
+                if verdict.decision is not Decision.ALLOW or stages[-1] == "gate":
+                    return Judged(verdict, states)
+        logits, final = self._decoder().prefill(states, state.cache, deadline)
+        deadline.check()
+        verdict = self._verdict(final, "final", policy)
+        if verdict.decision is Decision.ALLOW:
+            state.cache.length += states.shape[1]
+        return Judged(verdict, None, logits)
+
+    def _verdict(self, logits: Array, stage: Stage, policy: Policy) -> Verdict:
+        """Judges one stage by the policy's threshold, or else by the fitted one."""
+        calibration = self._manifest.safety.stages[stage]
+        threshold = policy.thresholds.get(stage, calibration.threshold)
+        return judge(logits, calibration, threshold, stage)
+
+    def _forget(self, state: State, columns: int) -> None:
+        """Drops the gate's columns beyond a length; the cache's length was never moved on."""
+        if state.columns is not None:
+            state.columns.truncate(columns)
+
+    def _gate(self) -> Gate | None:
+        """The gate's graph, opened on first use."""
+        layer = self._manifest.safety.exit_layer
+        return None if layer is None else Gate(self._bundle.session("gate"), layer)
+
+    def _decoder(self) -> Decoder:
+        """The decoder's graph, opened on first use."""
+        model = self._manifest.model
+        layers = range(self._manifest.safety.exit_layer or 0, model.layers)
+        return Decoder(self._bundle.session("decoder"), layers, model.vocab_size)

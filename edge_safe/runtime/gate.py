@@ -1,0 +1,101 @@
+"""Runs the prompt through the layers below the gate, and turns two logits into a verdict.
+
+Whatever is not a clean pair of finite numbers is a ``GateError``, which becomes
+``Decision.ERROR``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edge_safe.errors import GateError
+from edge_safe.runtime.cache import GateColumns, KeyValueCache
+from edge_safe.runtime.deadline import Deadline
+from edge_safe.runtime.manifest import StageCalibration
+from edge_safe.runtime.prefill import bind_positions, chunks
+from edge_safe.runtime.session import Array, Session
+from edge_safe.runtime.verdict import Decision, Verdict
+
+
+class Gate:
+    """The graph of layers 0 .. k-1 with the safety head at layer k."""
+
+    def __init__(self, session: Session, exit_layer: int) -> None:
+        self.session = session
+        self.layers = range(exit_layer)
+
+    def prefill(
+        self, embeds: Array, cache: KeyValueCache, columns: GateColumns, deadline: Deadline
+    ) -> tuple[Array, Array]:
+        """Reads new positions whose last one is slot T.
+
+        The model's cache gets their keys and values, but ``cache.length`` stays as it is: the
+        caller moves it on when every layer has seen the positions.
+
+        Args:
+            embeds: (1, S, d) float32, S >= 2; room for them was reserved in ``cache``.
+            cache: The model's keys and values.
+            columns: The new positions' columns are appended.
+            deadline: Ends the run early.
+
+        Returns:
+            (1, S, d) hidden states at layer k and (1, 2) verdict logits.
+
+        Raises:
+            GateError: The deadline passed.
+        """
+        _, total, width = embeds.shape
+        states = np.empty((1, total, width), np.float32)
+        logits = np.empty((1, 2), np.float32)
+        for start, end in chunks(total):
+            deadline.check()
+            hidden = np.empty((1, end - start, width), np.float32)
+            past = columns.view()
+            shape = (*past.shape[:3], columns.length + end - start, past.shape[4])
+            present = np.empty(shape, np.float32)
+            logits[:] = np.nan
+            binding = self.session.binding()
+            cache.bind(binding, self.layers)
+            bind_positions(binding, cache.length + start, end - start)
+            binding.input("inputs_embeds", np.ascontiguousarray(embeds[:, start:end]))
+            binding.input("gate_past", past)
+            binding.output("gate_present", present)
+            binding.output("hidden_states", hidden)
+            binding.output("verdict_logits", logits)
+            binding.run(deadline.abort)
+            states[:, start:end] = hidden
+            columns.append(present[:, :, :, columns.length :])
+        return states, logits
+
+
+def judge(logits: Array, calibration: StageCalibration, threshold: float, stage: str) -> Verdict:
+    """Turns a stage's logits into its verdict.
+
+    Args:
+        logits: (1, 2), unsafe first.
+        calibration: The fitted scale and bias.
+        threshold: Refuse when p_unsafe >= threshold.
+        stage: Name of the stage.
+
+    Raises:
+        GateError: The logits have another shape or are not finite.
+    """
+    if logits.shape != (1, 2):
+        raise GateError(f"stage '{stage}' gave verdict logits of shape {logits.shape}, not (1, 2)")
+    unsafe, safe = float(logits[0, 0]), float(logits[0, 1])
+    score = calibration.scale * (unsafe - safe) + calibration.bias
+    if not math.isfinite(score):
+        raise GateError(f"stage '{stage}' gave verdict logits {unsafe}, {safe}")
+    p_unsafe = sigmoid(score)
+    refused = p_unsafe >= threshold
+    return Verdict(Decision.REFUSE if refused else Decision.ALLOW, p_unsafe, stage)
+
+
+def sigmoid(value: float) -> float:
+    """Logistic function that does not overflow."""
+    if value >= 0:
+        return 1.0 / (1.0 + math.exp(-value))
+    power = math.exp(value)
+    return power / (1.0 + power)

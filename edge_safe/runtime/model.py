@@ -1,0 +1,298 @@
+"""A loaded bundle: the object most programs use."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_safe.errors import BundleError, GateError, PromptError
+from edge_safe.runtime.answer import Answer
+from edge_safe.runtime.bundle import Bundle, open_bundle
+from edge_safe.runtime.chat import Chat
+from edge_safe.runtime.deadline import Deadline
+from edge_safe.runtime.engine import Engine, State
+from edge_safe.runtime.families.base import open_family
+from edge_safe.runtime.manifest import Manifest
+from edge_safe.runtime.media import AudioInput, ImageInput
+from edge_safe.runtime.policy import Policy, check_policy, load_policy
+from edge_safe.runtime.prompt import (
+    ChatMessage,
+    PromptBuilder,
+    check_not_empty,
+    positions,
+    read_messages,
+)
+from edge_safe.runtime.reply import Reply
+from edge_safe.runtime.request import Event, Prompt, Requests
+from edge_safe.runtime.sampler import Sampling, SamplingSettings
+from edge_safe.runtime.template import ChatTemplate
+from edge_safe.runtime.tokens import Tokens
+from edge_safe.runtime.verdict import Verdict
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+class SafeModel:
+    """A bundle that judges every prompt before it answers. Safe to share between threads.
+
+    Open one with ``SafeModel.load``.
+    """
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._free: list[State] = []
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | PathLike[str],
+        *,
+        provider: str | None = None,
+        threads: int | None = None,
+        policy: Policy | str | PathLike[str] | None = None,
+        untrained_towers: bool = False,
+        accept_failed: bool = False,
+        profile_folder: str | PathLike[str] | None = None,
+    ) -> SafeModel:
+        """Opens a bundle.
+
+        Args:
+            folder: The bundle.
+            provider: ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``; None takes what the
+                bundle's target names.
+            threads: Threads inside one operator; None lets ONNX Runtime choose.
+            policy: A policy or the path of a policy file; None takes the bundle's.
+            untrained_towers: Also uses towers whose projector was never trained. Their
+                embeddings mean nothing yet, and the gate cannot judge what comes through them.
+            accept_failed: Opens a bundle that failed its acceptance test all the same.
+            profile_folder: Where ONNX Runtime writes a profile of every graph it opens.
+
+        Raises:
+            BundleError: The folder is no bundle, or lacks a file.
+            IntegrityError: A file is not the one the manifest names.
+            SchemaError: The manifest is of a newer schema, or malformed.
+            PolicyError: The policy is malformed or asks for a stage the bundle does not have.
+            ProviderError: The provider cannot run.
+        """
+        bundle = open_bundle(
+            Path(folder),
+            provider,
+            threads,
+            accept_failed,
+            None if profile_folder is None else Path(profile_folder),
+        )
+        safety = bundle.manifest.safety
+        if policy is None:
+            policy = check_policy(safety.policy)
+        elif isinstance(policy, Policy):
+            policy = check_policy(policy)
+        else:
+            policy = load_policy(Path(policy))
+        engine = Engine(bundle)
+        engine.stages(policy)
+        controls = {*safety.control_token_ids, safety.safe_token_id, safety.unsafe_token_id}
+        tokens = Tokens(bundle.read(TOKENIZER_FILE), sorted(controls))
+        template = ChatTemplate(_text(bundle, TEMPLATE_FILE), _template_variables(bundle))
+        builder = PromptBuilder(
+            template, tokens, safety.safe_token_id, bundle.manifest.model.context_length
+        )
+        family = open_family(bundle, untrained_towers)
+        return cls(Requests(bundle, engine, tokens, builder, family, policy))
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self._requests.bundle.manifest
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self._requests.policy
+
+    def run_counts(self) -> dict[str, int]:
+        """How often each graph of the bundle was run since it was loaded."""
+        return self._requests.bundle.run_counts()
+
+    def end_profiles(self) -> dict[str, Path]:
+        """Ends profiling; returns ONNX Runtime's profile of each graph that was opened."""
+        return self._requests.bundle.end_profiles()
+
+    def generate(
+        self,
+        prompt: str | Sequence[ChatMessage],
+        *,
+        images: Sequence[ImageInput] = (),
+        audio: AudioInput | None = None,
+        system: str | None = None,
+        timeout: float | None = None,
+        cancel: threading.Event | None = None,
+        **sampling: Unpack[SamplingSettings],
+    ) -> Reply:
+        """Judges a prompt and, if it is allowed, answers it.
+
+        Args:
+            prompt: The user's text, or messages ``{"role", "content"}``. A last message of role
+                ``assistant`` is an answer that was begun; it is judged with the prompt.
+            images: Pictures that belong to the last user message.
+            audio: A sound that belongs to it.
+            system: A system text.
+            timeout: Seconds until the decision is ``error``, or an answer is cut off.
+            cancel: Ends the answer when set.
+            **sampling: The fields of ``Sampling``.
+
+        Raises:
+            PromptError: The prompt is empty, malformed or too long.
+            MediaError: A picture or sound cannot be used.
+            UsageError: A sampling setting is out of range.
+        """
+        reply = None
+        for event in self.stream(
+            prompt,
+            images=images,
+            audio=audio,
+            system=system,
+            timeout=timeout,
+            cancel=cancel,
+            **sampling,
+        ):
+            reply = event
+        if not isinstance(reply, Reply):
+            raise GateError("the request ended without a reply")
+        return reply
+
+    def stream(
+        self,
+        prompt: str | Sequence[ChatMessage],
+        *,
+        images: Sequence[ImageInput] = (),
+        audio: AudioInput | None = None,
+        system: str | None = None,
+        timeout: float | None = None,
+        cancel: threading.Event | None = None,
+        **sampling: Unpack[SamplingSettings],
+    ) -> Iterator[Event]:
+        """Like ``generate``, but yields the verdict, then text as it comes, then the reply."""
+        settings = Sampling(**sampling)
+        return self._stream(prompt, images, audio, system, settings, timeout, cancel)
+
+    def assess(
+        self,
+        prompt: str | Sequence[ChatMessage],
+        *,
+        images: Sequence[ImageInput] = (),
+        audio: AudioInput | None = None,
+        system: str | None = None,
+        timeout: float | None = None,
+    ) -> Verdict:
+        """Judges a prompt and decodes nothing.
+
+        Raises:
+            PromptError: The prompt is empty, malformed or too long.
+            MediaError: A picture or sound cannot be used.
+        """
+        state = self._take()
+        try:
+            with Deadline(timeout) as deadline:
+                _, judged, _ = self._requests.judge(
+                    lambda: self._encode(prompt, images, audio, system), state, deadline
+                )
+                return judged.verdict
+        finally:
+            self._give_back(state)
+
+    def chat(self, system: str | None = None) -> Chat:
+        """Begins a conversation whose earlier turns are not computed again."""
+        return Chat(self._requests, system)
+
+    def _stream(
+        self,
+        prompt: str | Sequence[ChatMessage],
+        images: Sequence[ImageInput],
+        audio: AudioInput | None,
+        system: str | None,
+        sampling: Sampling,
+        timeout: float | None,
+        cancel: threading.Event | None,
+    ) -> Iterator[Event]:
+        """The generator behind ``stream``."""
+        state = self._take()
+        try:
+            yield from self._requests.stream(
+                lambda: self._encode(prompt, images, audio, system),
+                state,
+                sampling,
+                Answer(),
+                timeout,
+                cancel,
+            )
+        finally:
+            self._give_back(state)
+
+    def _encode(
+        self,
+        prompt: str | Sequence[ChatMessage],
+        images: Sequence[ImageInput],
+        audio: AudioInput | None,
+        system: str | None,
+    ) -> Prompt:
+        """Template, tokens, towers and embeddings."""
+        messages = read_messages(prompt, system)
+        users = [index for index, message in enumerate(messages) if message.role == "user"]
+        if not users:
+            raise PromptError("The prompt has no message of role 'user'.")
+        last = users[-1]
+        messages[last] = self._requests.attach_media(messages[last], images, audio)
+        for index in users:
+            check_not_empty(messages[index])
+        arrays = self._requests.builder.build(messages)
+        self._requests.check_room(positions(arrays))
+        return self._requests.prompt(arrays, messages)
+
+    def _take(self) -> State:
+        """Caches that no other request uses."""
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+        return self._requests.engine.new_state()
+
+    def _give_back(self, state: State) -> None:
+        """Empties caches and keeps one set of them for the next request."""
+        state.clear()
+        with self._lock:
+            if not self._free:
+                self._free.append(state)
+
+
+def _text(bundle: Bundle, name: str) -> str:
+    """Reads a text file of the bundle."""
+    try:
+        return bundle.read(name).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{name} in {bundle.folder} is not UTF-8 text: {error}.") from error
+
+
+def _template_variables(bundle: Bundle) -> dict[str, str]:
+    """Special tokens by the names that chat templates use for them."""
+    if not bundle.has(TOKENIZER_CONFIG_FILE):
+        return {}
+    try:
+        config: dict[str, Any] = json.loads(_text(bundle, TOKENIZER_CONFIG_FILE))
+    except ValueError as error:
+        raise BundleError(f"{TOKENIZER_CONFIG_FILE} is not JSON: {error}.") from error
+    variables = {}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        value = config.get(name)
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            variables[name] = text
+    return variables

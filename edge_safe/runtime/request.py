@@ -1,0 +1,201 @@
+"""The life of one request, shared by single prompts and chats: encode, judge, then answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edge_safe.errors import EdgeSafeError, PromptError
+from edge_safe.runtime.answer import Answer
+from edge_safe.runtime.bundle import Bundle
+from edge_safe.runtime.deadline import Deadline
+from edge_safe.runtime.engine import Engine, Judged, State, failed
+from edge_safe.runtime.families.base import Family
+from edge_safe.runtime.media import AudioInput, ImageInput
+from edge_safe.runtime.policy import Policy
+from edge_safe.runtime.prompt import Message, PromptBuilder, positions, token_ids
+from edge_safe.runtime.reply import Reply, Timing, Usage
+from edge_safe.runtime.sampler import Sampling
+from edge_safe.runtime.session import Array
+from edge_safe.runtime.tokens import Tokens, Untrusted
+from edge_safe.runtime.verdict import Decision, Verdict
+
+Event = Verdict | str | Reply
+"""What a stream yields: the verdict, pieces of the answer, and the reply as the last one."""
+
+
+@dataclass(slots=True)
+class Prompt:
+    """A prompt that is ready for the gate.
+
+    Attributes:
+        embeds: (T, d) float32.
+        ids: (n,) those ids that it was made of.
+        usage: Its positions.
+    """
+
+    embeds: Array
+    ids: Array
+    usage: Usage
+
+
+class Requests:
+    """What every request of a loaded bundle needs. Safe to share between threads."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        tokens: Tokens,
+        builder: PromptBuilder,
+        family: Family,
+        policy: Policy,
+    ) -> None:
+        self.bundle = bundle
+        self.engine = engine
+        self.builder = builder
+        self.policy = policy
+        self.context_length = bundle.manifest.model.context_length
+        self._tokens = tokens
+        self._family = family
+
+    def attach_media(
+        self, message: Message, images: Sequence[ImageInput], audio: AudioInput | None
+    ) -> Message:
+        """Puts the embeddings of pictures and sound in front of a message's text.
+
+        Raises:
+            MediaError: A picture or sound cannot be used.
+        """
+        media = self._family.media(images, audio)
+        features = [array for array in media.features if len(array)]
+        if not features:
+            return message
+        return replace(
+            message,
+            content=[*features, Untrusted("\n"), *message.content],
+            image_tokens=media.image_tokens,
+            audio_tokens=media.audio_tokens,
+        )
+
+    def prompt(self, arrays: Sequence[Array], messages: Sequence[Message]) -> Prompt:
+        """Embeds what a prompt was built of."""
+        rows = [a if a.ndim == 2 else self.engine.embed(a) for a in arrays]
+        usage = Usage(
+            prompt_tokens=positions(arrays),
+            image_tokens=sum(message.image_tokens for message in messages),
+            audio_tokens=sum(message.audio_tokens for message in messages),
+        )
+        return Prompt(np.concatenate(rows).astype(np.float32, copy=False), token_ids(arrays), usage)
+
+    def check_room(self, needed: int) -> None:
+        """Makes sure that a prompt, slot T and one answer token fit the context.
+
+        Raises:
+            PromptError: They do not.
+        """
+        if needed + 2 > self.context_length:
+            raise PromptError(
+                f"The prompt has {needed} tokens; this model's context of {self.context_length} "
+                f"takes at most {self.context_length - 2}. Shorten it."
+            )
+
+    def stream(
+        self,
+        encode: Callable[[], Prompt],
+        state: State,
+        sampling: Sampling,
+        answer: Answer,
+        timeout: float | None,
+        cancel: threading.Event | None,
+    ) -> Iterator[Event]:
+        """Runs one request.
+
+        Args:
+            encode: Makes the prompt; what it raises on purpose reaches the caller.
+            state: The caches; moved on by the prompt and the answer.
+            sampling: How to answer.
+            answer: Filled while decoding.
+            timeout: Seconds. Without a verdict by then the decision is ``error``; an answer that
+                is under way is cut off.
+            cancel: Ends the answer when set.
+
+        Yields:
+            The verdict, pieces of text, and the reply.
+        """
+        started = time.perf_counter()
+        with Deadline(timeout) as deadline:
+            prompt, judged, encoded = self.judge(encode, state, deadline)
+            verdict = judged.verdict
+            timing = Timing(
+                encode_ms=(encoded - started) * 1000.0,
+                verdict_ms=(time.perf_counter() - started) * 1000.0,
+                first_token_ms=None,
+                decode_tokens_per_second=None,
+                total_ms=0.0,
+            )
+            yield verdict
+            if verdict.decision is Decision.ALLOW and prompt is not None:
+                yield from answer.decode(
+                    self.engine,
+                    self._tokens,
+                    self.bundle.manifest,
+                    judged,
+                    state,
+                    sampling,
+                    prompt.ids,
+                    deadline,
+                    cancel,
+                )
+        yield self._reply(verdict, prompt, answer, timing, started)
+
+    def judge(
+        self, encode: Callable[[], Prompt], state: State, deadline: Deadline
+    ) -> tuple[Prompt | None, Judged, float]:
+        """Encodes and judges; nothing that fails on the way can end in an answer.
+
+        Returns:
+            The prompt, None where encoding broke; its verdict; when encoding ended.
+        """
+        try:
+            prompt = encode()
+        except EdgeSafeError:
+            raise
+        except Exception as error:
+            stage = self.engine.stages(self.policy)[0]
+            return None, Judged(failed(error, stage, deadline)), time.perf_counter()
+        encoded = time.perf_counter()
+        return prompt, self.engine.judge(prompt.embeds, state, self.policy, deadline), encoded
+
+    def _reply(
+        self,
+        verdict: Verdict,
+        prompt: Prompt | None,
+        answer: Answer,
+        timing: Timing,
+        started: float,
+    ) -> Reply:
+        """Sums a request up."""
+        allowed = verdict.decision is Decision.ALLOW
+        refused = verdict.decision is Decision.REFUSE
+        usage = Usage() if prompt is None else prompt.usage
+        first = answer.first_token
+        return Reply(
+            verdict=verdict,
+            text=answer.text if allowed else None,
+            refusal=self.policy.refusal() if refused else None,
+            finish_reason=(
+                answer.finish_reason if allowed else "content_filter" if refused else "error"
+            ),
+            usage=replace(usage, completion_tokens=len(answer.ids)),
+            timing=replace(
+                timing,
+                first_token_ms=None if first is None else (first - started) * 1000.0,
+                decode_tokens_per_second=answer.tokens_per_second,
+                total_ms=(time.perf_counter() - started) * 1000.0,
+            ),
+        )
