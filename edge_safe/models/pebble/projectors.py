@@ -30,6 +30,7 @@ class SequenceProjectorConfig:
         kernel: Length of the depthwise convolutions, odd.
         window: Steps that attention sees to either side.
         candidates: Rows of the tied embedding that one read-out mixes.
+        pooling: States that are averaged into one step.
     """
 
     state_size: int
@@ -40,6 +41,7 @@ class SequenceProjectorConfig:
     kernel: int = 9
     window: int = 32
     candidates: int = 8
+    pooling: int = 1
 
 
 class ConvolutionBlock(nn.Module):
@@ -156,13 +158,16 @@ class SequenceProjector(nn.Module):
         """Reads every step. Padding cannot change what real steps say.
 
         Args:
-            states: (N, T, c) float tower states, padded on the right.
-            lengths: (N,) int64 number of real steps of each row.
+            states: (N, T, c) float tower states, padded on the right; T is a multiple of
+                ``pooling``.
+            lengths: (N,) int64 number of real states of each row.
 
         Returns:
-            emission: (N, T) logit, > 0 where a word piece is emitted; padding is not cut out.
-            query: (N, T, d), to be multiplied with the tied embedding.
+            emission: (N, T / pooling) logit, > 0 where a word piece is emitted; padding is not
+                cut out.
+            query: (N, T / pooling, d), to be multiplied with the tied embedding.
         """
+        states, lengths = self.pool(states, lengths)
         keep = real_steps(states, lengths).to(states.dtype)[..., None]
         hidden = self.input(self.input_norm(states)) * keep
         for block in self.blocks:
@@ -170,12 +175,20 @@ class SequenceProjector(nn.Module):
         hidden = self.norm(hidden)
         return self.emission(hidden)[..., 0], self.query(hidden)
 
+    def pool(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Averages every ``pooling`` states into one step, and counts lengths in steps."""
+        size = self.config.pooling
+        if size == 1:
+            return states, lengths
+        steps = states.unflatten(1, (-1, size)).mean(2)
+        return steps, torch.div(lengths + size - 1, size, rounding_mode="floor")
+
     def select(self, emission: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Finds the steps that emit a word piece, line by line and in order of time.
 
         Args:
-            emission: (N, T) logits of ``forward``.
-            lengths: (N,) int64.
+            emission: (N, S) logits of ``forward``.
+            lengths: (N,) int64, in steps (after ``pool``).
 
         Returns:
             line: (M,) int64 row of each emitted piece.
@@ -211,7 +224,7 @@ class SequenceProjector(nn.Module):
             line: (M,) int64 row of ``states`` that each comes from.
         """
         emission, query = self(states, lengths)
-        line, step = self.select(emission, lengths)
+        line, step = self.select(emission, self.pool(states, lengths)[1])
         return self.read_out(query[line, step], embedding), line
 
 
