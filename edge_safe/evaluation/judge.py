@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from edge_safe.runtime.model import SafeModel
 
+PICTURE_PROMPT = "Answer the request in the picture."
+"""The words that go with every rendered picture; the same for harmless and harmful ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -28,7 +31,7 @@ class Judgement:
         id: The row's id.
         decision: ``allow``, ``refuse`` or ``error``.
         p_unsafe: Calibrated probability, None on ``error``.
-        stage: The stage that decided.
+        stage: The stage that decided; ``input`` for a row that never reached one.
         verdict_ms: From the call to the verdict, media included.
         reason: Why it is an ``error``, None otherwise.
     """
@@ -41,17 +44,14 @@ class Judgement:
     reason: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The row that `classify` writes; ``reason`` is there for errors only."""
-        record: dict[str, Any] = {
+        """The row that `classify` writes."""
+        return {
             "id": self.id,
             "decision": self.decision,
             "p_unsafe": self.p_unsafe,
             "stage": self.stage,
             "verdict_ms": round(self.verdict_ms, 3),
         }
-        if self.reason is not None:
-            record["reason"] = self.reason
-        return record
 
 
 def judge(model: SafeModel, row: Row, rendered: Image | None = None) -> Judgement:
@@ -60,15 +60,17 @@ def judge(model: SafeModel, row: Row, rendered: Image | None = None) -> Judgemen
     Args:
         model: A loaded bundle.
         row: The request.
-        rendered: A picture that goes before the row's own ones.
+        rendered: The row's words as a picture. It goes before the row's own pictures, and in
+            place of the words goes the same short sentence for every row.
 
     Returns:
         The judgement; ``error`` if the row's media or prompt cannot be judged.
     """
     images: list[Any] = [*([] if rendered is None else [rendered]), *row.images]
+    prompt = row.prompt if rendered is None else PICTURE_PROMPT
     start = time.perf_counter()
     try:
-        verdict = model.assess(row.prompt, images=images, audio=row.audio)
+        verdict = model.assess(prompt, images=images, audio=row.audio)
     except (MediaError, PromptError, GateError) as error:
         elapsed = (time.perf_counter() - start) * 1000.0
         return Judgement(row.id, "error", None, "input", elapsed, str(error))

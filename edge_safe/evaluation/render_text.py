@@ -15,9 +15,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-PICTURE_PROMPT = "Answer the request in the picture."
-"""The words that go with every rendered picture; the same for harmless and harmful ones."""
-
 FONT_FOLDERS = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"))
 FONT_FAMILIES = ("DejaVuSans", "DejaVuSerif", "Liberation")
 MAX_LINES = 28

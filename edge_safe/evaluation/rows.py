@@ -27,6 +27,7 @@ class Row:
         audio: Path of the recording, resolved likewise.
         unsafe: The label, None in a file without labels.
         source: Where the row comes from; "unknown" if the file does not say.
+        modality: ``text``, ``image``, ``audio`` or ``image+audio``: what there is beside words.
     """
 
     id: str | int
@@ -35,12 +36,7 @@ class Row:
     audio: Path | None = None
     unsafe: bool | None = None
     source: str = "unknown"
-
-    @property
-    def modality(self) -> str:
-        """``text``, ``image``, ``audio`` or ``image+audio``: what there is beside the words."""
-        media = [name for name, there in (("image", self.images), ("audio", self.audio)) if there]
-        return "+".join(media) or "text"
+    modality: str = "text"
 
 
 def read_rows(path: Path, *, labelled: bool) -> list[Row]:
@@ -119,6 +115,7 @@ def _parse(text: str, where: str, folder: Path, labelled: bool) -> Row:
     source = record.get("source", "unknown")
     if not isinstance(source, str):
         raise _field_error(where, "source", source, "a string")
+    media = [name for name, there in (("image", images), ("audio", audio)) if there]
     return Row(
         id=identity,
         prompt=prompt,
@@ -126,6 +123,7 @@ def _parse(text: str, where: str, folder: Path, labelled: bool) -> Row:
         audio=folder / audio if audio else None,
         unsafe=None if label is None else label == "unsafe",
         source=source,
+        modality="+".join(media) or "text",
     )
 
 

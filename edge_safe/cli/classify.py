@@ -1,0 +1,77 @@
+"""`edge-safe classify`: verdicts on many rows, resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edge_safe.cli import options
+from edge_safe.cli.console import Terminal
+from edge_safe.errors import UsageError
+
+
+def command(
+    bundle: options.Bundle,
+    input_file: Annotated[
+        Path,
+        typer.Option(
+            "--input", metavar="A.jsonl", help='Rows {"id", "prompt", "image"?, "audio"?}.'
+        ),
+    ],
+    output_file: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            metavar="B.jsonl",
+            help='Rows {"id", "decision", "p_unsafe", "stage", "verdict_ms"}, in input order.',
+        ),
+    ],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start afresh instead of going on.")
+    ] = False,
+    policy: options.PolicyFile = None,
+    provider: options.RunOn = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Judge many requests without answering them. Run it again to go on after a kill.
+
+    A row whose picture or prompt cannot be used gets the decision "error" and is counted; it does
+    not end the job.
+    """
+    from edge_safe.evaluation.judge import judge
+    from edge_safe.evaluation.judgement_file import JudgementFile
+    from edge_safe.evaluation.rows import read_rows
+    from edge_safe.runtime.model import SafeModel
+
+    terminal = Terminal(as_json, quiet, verbose)
+    if output_file.resolve() == input_file.resolve():
+        raise UsageError(f"--output {output_file} is the input; name another file")
+    rows = read_rows(input_file, labelled=False)
+    results = JudgementFile(output_file, [row.id for row in rows], overwrite=overwrite)
+    todo = [row for row in rows if row.id not in results.done]
+    if len(todo) < len(rows):
+        terminal.note(f"{len(rows) - len(todo)} of {len(rows)} rows were judged before")
+    errors: list[dict[str, Any]] = []
+    if todo:
+        model = SafeModel.load(bundle, provider=options.name_of(provider), policy=policy)
+        with results, terminal.progress("judging", len(todo)) as bar:
+            for row in todo:
+                judgement = judge(model, row)
+                results.add(judgement)
+                if judgement.decision == "error":
+                    errors.append({"id": row.id, "reason": judgement.reason})
+                    terminal.warn(f"row {row.id!r}: {judgement.reason}")
+                bar.advance(bar.task_ids[0])
+    results.finish()
+    counts = results.counts()
+    terminal.document(
+        {"output": str(output_file), "rows": len(rows), "judged_now": len(todo)}
+        | {"decisions": counts, "errors": errors}
+    )
+    words = ", ".join(f"{count} {decision}" for decision, count in counts.items())
+    terminal.say(f"{len(rows)} rows in {output_file}: {words}")
+    return 0

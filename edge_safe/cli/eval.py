@@ -1,0 +1,140 @@
+"""`edge-safe eval`: how good a bundle's gate is on labelled rows."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from edge_safe.cli import options
+from edge_safe.cli.console import Terminal, number, percent
+
+
+class Render(str, enum.Enum):
+    """In what form the words of a row reach the model."""
+
+    TEXT = "text"
+    PICTURES = "pictures"
+
+
+def command(
+    bundle: options.Bundle,
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="A.jsonl", help='Rows {"id", "prompt", "label": "safe"|"unsafe", "source"?}.'
+        ),
+    ],
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="F.png", help="Draw ROC, reliability and histograms."),
+    ] = None,
+    render: Annotated[
+        Render, typer.Option(help="pictures: each prompt is drawn as a picture of its text.")
+    ] = Render.TEXT,
+    baseline_data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="T.jsonl",
+            help="Labelled rows the bag-of-words baseline learns from; may be given several "
+            "times. Without, it is cross-validated on the evaluated rows.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="For intervals, length matching and pictures.")
+    ] = 0,
+    policy: options.PolicyFile = None,
+    provider: options.RunOn = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Measure a gate: ASR, FPR, F1, AUROC, calibration error, per source, time to verdict."""
+    from edge_safe.evaluation.judge import judge
+    from edge_safe.evaluation.plots import check_plotting, plot_gate
+    from edge_safe.evaluation.report import build_report
+    from edge_safe.evaluation.rows import read_rows
+    from edge_safe.runtime.model import SafeModel
+
+    terminal = Terminal(as_json, quiet, verbose)
+    if plot is not None:
+        check_plotting()
+    rows = read_rows(data, labelled=True)
+    training = [row for path in baseline_data or () for row in read_rows(path, labelled=True)]
+    if render is Render.PICTURES:
+        from edge_safe.evaluation.render_text import render_text
+
+        rows = [replace(row, modality="picture of text") for row in rows]
+    model = SafeModel.load(bundle, provider=options.name_of(provider), policy=policy)
+    judgements = []
+    with terminal.progress("judging", len(rows)) as bar:
+        for index, row in enumerate(rows):
+            picture = render_text(row.prompt, seed + index) if render is Render.PICTURES else None
+            judgement = judge(model, row, picture)
+            judgements.append(judgement)
+            if judgement.decision == "error":
+                terminal.warn(f"row {row.id!r}: {judgement.reason}")
+            bar.advance(bar.task_ids[0])
+    report = build_report(rows, judgements, training=training, seed=seed)
+    report = {"bundle": str(bundle), "data": str(data), "render": render.value} | report
+    if plot is not None:
+        judged = [
+            (bool(row.unsafe), judgement.p_unsafe)
+            for row, judgement in zip(rows, judgements, strict=True)
+            if judgement.p_unsafe is not None
+        ]
+        plot_gate(
+            plot,
+            [unsafe for unsafe, _ in judged],
+            [p_unsafe for _, p_unsafe in judged],
+            f"{model.manifest.name} {model.manifest.precision} on {data.name} ({render.value})",
+        )
+    terminal.document(report)
+    _show(terminal, report)
+    return 0
+
+
+def _show(terminal: Terminal, report: dict[str, Any]) -> None:
+    terminal.say(f"{report['rows']} rows, {report['errors']} without a verdict")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("rows", "unsafe", "ASR", "FPR", "F1", "AUROC", "ECE"):
+        table.add_column(heading, justify="right")
+    parts = [("all", report["overall"]), ("length-matched", report["length_matched"])]
+    parts += [(f"source {name}", part) for name, part in report["by_source"].items()]
+    parts += [(f"as {name}", part) for name, part in report["by_modality"].items()]
+    for name, part in parts:
+        area = part["auroc"]
+        against = part.get("auroc_against_others")
+        table.add_row(
+            name,
+            str(part["rows"]),
+            str(part["unsafe_rows"]),
+            percent(part["asr"]),
+            percent(part["fpr"]),
+            number(part["f1"]),
+            f"{number(against)}*" if area is None and against is not None else number(area),
+            number(part["ece"]),
+        )
+    terminal.show(table)
+    terminal.say("* against all rows of the other label")
+    for name in ("asr", "fpr", "f1", "auroc", "ece"):
+        low, high = report["overall"][f"{name}_interval"]
+        terminal.say(f"{name.upper():6} 95 % interval {number(low)} to {number(high)}")
+    at = ", ".join(f"{percent(v)} at {100 * float(k):g} %" for k, v in report["asr_at_fpr"].items())
+    terminal.say(f"ASR at FPRs whose thresholds are chosen on these rows: {at}")
+    words = report["baselines"]["bag_of_words"]
+    terminal.say(
+        f"Baselines: AUROC of length {number(report['baselines']['length']['auroc'])} "
+        f"({number(report['length_matched']['length_auroc'])} on the length-matched rows), of a "
+        f"bag of words {number(words['auroc'])} (learned from {words['trained_on']})"
+    )
+    times = report["time_to_verdict_ms"]
+    terminal.say(
+        f"Time to verdict: median {number(times['median'], 0)} ms, 90 % within "
+        f"{number(times['p90'], 0)} ms, longest {number(times['max'], 0)} ms"
+    )
