@@ -74,6 +74,18 @@ class Engine:
         self._manifest = bundle.manifest
         self._safe_token = bundle.manifest.safety.safe_token_id
 
+    def load(self) -> None:
+        """Opens the language model's graphs now, so that a bad file shows before a request.
+
+        Raises:
+            BundleError: A graph is missing or cannot be opened.
+            IntegrityError: A file is not the one the manifest names.
+            ProviderError: The provider did not start.
+        """
+        self._bundle.session("embed_tokens")
+        self._gate()
+        self._decoder()
+
     def new_state(self) -> State:
         """An empty sequence.
 

@@ -100,6 +100,7 @@ class SafeModel:
             policy = load_policy(Path(policy))
         engine = Engine(bundle)
         engine.stages(policy)
+        engine.load()
         controls = {*safety.control_token_ids, safety.safe_token_id, safety.unsafe_token_id}
         tokens = Tokens(bundle.read(TOKENIZER_FILE), sorted(controls))
         template = ChatTemplate(_text(bundle, TEMPLATE_FILE), _template_variables(bundle))
