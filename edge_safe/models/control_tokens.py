@@ -12,8 +12,9 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from edge_safe.errors import CheckpointError, RecipeError
@@ -71,7 +72,7 @@ def install_control_tokens(
                 "Leave the ids out of the recipe, or choose other strings."
             )
         return tokenizer, ControlTokens(safe, unsafe, *known)
-    rows = int(model.get_input_embeddings().weight.shape[0])
+    rows = len(cast(Tensor, model.get_input_embeddings().weight))
     chosen = ids if ids is not None else free_rows(tokenizer, rows)
     if chosen is None:
         model.resize_token_embeddings(max(rows, len(tokenizer) + 2))

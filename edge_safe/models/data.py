@@ -89,7 +89,9 @@ def read_rows(path: Path) -> list[Row]:
                 f"got label {label!r}. Correct the line or remove it."
             )
         source = str(line.get("source", path.stem))
-        rows.append(Row(str(line.get("id", f"{path.stem}-{number}")), prompt, label == "unsafe", source))
+        rows.append(
+            Row(str(line.get("id", f"{path.stem}-{number}")), prompt, label == "unsafe", source)
+        )
     return rows
 
 
@@ -133,13 +135,11 @@ def build_examples(section: DataSection, root: Path) -> Split:
         raise DataError(f"data.caps names sources that no file has: {', '.join(sorted(unknown))}.")
     templates: list[str] = []
     if section.wrappings is not None:
-        templates = _read_templates(
-            root / section.wrappings.file, section.wrappings.max_characters
-        )
+        templates = _read_templates(root / section.wrappings.file, section.wrappings.max_characters)
     halves = []
     for name, wanted in (("train", False), ("validation", True)):
-        part = [r for r in rows if _is_held(r.prompt, seed, section.validation_share) == wanted]
-        shells = [t for t in templates if _is_held(t, seed, section.validation_share) == wanted]
+        part = [r for r in rows if is_held(r.prompt, seed, section.validation_share) == wanted]
+        shells = [t for t in templates if is_held(t, seed, section.validation_share) == wanted]
         halves.append(tuple(_compose(part, shells, section, random.Random(f"{seed}:{name}"))))
         labels = {row.unsafe for row in part}
         if labels != {True, False}:
@@ -172,7 +172,8 @@ def _share_of(text: str, salt: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _is_held(text: str, seed: int, share: float) -> bool:
+def is_held(text: str, seed: int, share: float) -> bool:
+    """Whether a text belongs to the validation split: by its hash, whatever stands beside it."""
     return _share_of(text, f"split{seed}") < share
 
 

@@ -5,10 +5,10 @@ Which loss trains what ("token" and "attention" stand once for every layer k wit
 | loss | trains | how the rest is kept out |
 | --- | --- | --- |
 | attention | the safety attention at k | its input states are detached |
-| token | verdict rows and norm at k, LoRA in layers < k | states at k do not depend on later layers |
+| token | verdict rows and norm at k, LoRA in layers < k | states at k come before later layers |
 | final | the final verdict rows and norm, LoRA everywhere | |
 | answer | LoRA everywhere, the control tokens' input rows | |
-| retain | LoRA everywhere, the control tokens' input rows | the base model is run without gradients |
+| retain | LoRA everywhere, the control tokens' input rows | the base runs without gradients |
 
 Every loss is a mean over the rows of the batch, and a row's own loss a mean over its tokens, so the
 mean of the losses of equal parts of a batch is the loss of the batch: processes can share it.
@@ -78,7 +78,9 @@ def gate_losses(
     return losses
 
 
-def answer_loss(logits: Tensor, targets: Tensor, mask: Tensor, unsafe: Tensor, beta: float) -> Tensor:
+def answer_loss(
+    logits: Tensor, targets: Tensor, mask: Tensor, unsafe: Tensor, beta: float
+) -> Tensor:
     """Language-model loss of {safe token, answer} and {unsafe token, refusal} targets.
 
     Args:

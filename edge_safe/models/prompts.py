@@ -71,10 +71,10 @@ class PromptEncoder:
 
     def _render(self, messages: Sequence[Message]) -> str:
         conversation = [{"role": m.role, "content": m.content} for m in messages]
-        rendered: str = self.tokenizer.apply_chat_template(
+        rendered = self.tokenizer.apply_chat_template(
             conversation, tokenize=False, add_generation_prompt=True
         )
-        return rendered
+        return str(rendered)
 
     def _plain(self, text: str, *, as_text: bool) -> list[int]:
         ids: list[int] = self.tokenizer(

@@ -125,7 +125,7 @@ class LoraSection(Section, frozen=True):
     """
 
     rank: Positive = 16
-    alpha: Rate = 32.0
+    alpha: Positive = 32
     targets: Annotated[tuple[Text, ...], Meta(min_length=1)] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
@@ -166,7 +166,7 @@ class SafeRowSection(Section, frozen=True):
 
 
 class CalibrationSection(Section, frozen=True):
-    """``[calibration]``: false-positive rate of the threshold, and the stage a report leads with."""
+    """``[calibration]``: false-positive rate of the thresholds; the stage a report leads with."""
 
     target_fpr: OpenShare = 0.03
     stage: Literal["gate", "final"] = "gate"

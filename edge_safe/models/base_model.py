@@ -1,0 +1,148 @@
+"""Opens the language model that a safety token is added to, and runs it for its hidden states.
+
+A family that has its own package here (``edge_safe.models.<model_type>``) registers itself with
+the Auto classes when that package is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from edge_safe.errors import CheckpointError
+
+
+@dataclass(slots=True)
+class BaseModel:
+    """A model and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(slots=True)
+class PromptStates:
+    """States of a batch of prompts.
+
+    Attributes:
+        layers: By depth k, (B, T, d) states entering layer k.
+        final: (B, T, d) normalized states at full depth.
+        logits: (B, T, V).
+    """
+
+    layers: dict[int, Tensor]
+    final: Tensor
+    logits: Tensor
+
+
+def load_base(folder: Path, dtype: torch.dtype) -> BaseModel:
+    """Opens a checkpoint folder, text-only or multimodal.
+
+    Raises:
+        CheckpointError: The folder is none, or its model cannot be opened.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type = str(config["model_type"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder} is no model folder: config.json with a model_type is needed ({error})."
+        ) from error
+    own = f"edge_safe.models.{model_type}"
+    if model_type.isidentifier() and importlib.util.find_spec(own) is not None:
+        importlib.import_module(own)
+    text_only = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    kind = AutoModelForCausalLM if text_only else AutoModelForImageTextToText
+    try:
+        model = kind.from_pretrained(folder, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"Cannot open the model in {folder}: {error}") from error
+    model.train(False)
+    return BaseModel(model.requires_grad_(False), tokenizer)
+
+
+def text_layers(model: PreTrainedModel) -> int:
+    """Number of decoder layers of the language model."""
+    return int(model.config.get_text_config().num_hidden_layers)
+
+
+def hidden_size(model: PreTrainedModel) -> int:
+    """Width of the language model's hidden states."""
+    return int(model.config.get_text_config().hidden_size)
+
+
+def check_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Refuses depths that are not between the first and the last layer.
+
+    Raises:
+        CheckpointError: The message says which depths there are.
+    """
+    count = text_layers(model)
+    wrong = [k for k in layers if not 1 <= k < count]
+    if wrong:
+        raise CheckpointError(
+            f"Heads at layers {wrong} are impossible: the model has {count} layers, so a head "
+            f"reads the states entering layer 1 to {count - 1}."
+        )
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of decoder layers of the language model.
+
+    Raises:
+        CheckpointError: None is found.
+    """
+    count = text_layers(model)
+    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    for module in decoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise CheckpointError(f"{type(model).__name__} has no list of {count} decoder layers.")
+
+
+def run(model: nn.Module, layers: Sequence[int], input_ids: Tensor, mask: Tensor) -> PromptStates:
+    """Runs right-padded ids (B, T) with their mask (B, T) once."""
+    output = model(
+        input_ids=input_ids, attention_mask=mask.long(), output_hidden_states=True, use_cache=False
+    )
+    states = output.hidden_states
+    return PromptStates({k: states[k] for k in layers}, states[-1], output.logits)
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Right-padded ids (B, T) int64 and their mask (B, T) bool.
+
+    Padding ids are 0: they are masked out everywhere, so their value is of no account.
+    """
+    length = max(len(row) for row in rows)
+    ids = torch.tensor([list(row) + [0] * (length - len(row)) for row in rows], device=device)
+    sizes = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(length, device=device)[None] < sizes[:, None]
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Hash of a model's configuration and of every weight's bytes."""
+    digest = hashlib.sha256(model.config.to_json_string().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return digest.hexdigest()

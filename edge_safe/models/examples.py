@@ -1,0 +1,120 @@
+"""Encoded examples, and the stages' read-outs of a batch of gate sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_safe.errors import DataError
+from edge_safe.evaluation.metrics import auroc
+from edge_safe.models.data import Example
+from edge_safe.models.features import Ids
+from edge_safe.models.prompts import PromptEncoder
+from edge_safe.models.safety_file import stage_name
+from edge_safe.models.safety_head import FINAL, Readout, SafetyModule
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An example as token ids.
+
+    Attributes:
+        prompts: Ids of the prompts of its gate sequence.
+        unsafe: The label.
+        source: See ``data.Example``.
+        answer: Ids of what follows the control token: an answer, or a refusal where harmful.
+    """
+
+    prompts: tuple[Ids, ...]
+    unsafe: bool
+    source: str
+    answer: Ids = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of all prompts and of the answer."""
+        return sum(len(ids) for ids in self.prompts) + len(self.answer)
+
+
+@dataclass(slots=True)
+class GateBatch:
+    """Gate sequences of B examples, right-padded.
+
+    Attributes:
+        states: By layer, (B, T, d).
+        mask: (B, T) bool.
+        final: (B, d) final-normed states at T-1.
+        unsafe: (B,) bool labels.
+    """
+
+    states: dict[int, Tensor]
+    mask: Tensor
+    final: Tensor
+    unsafe: Tensor
+
+
+@dataclass(slots=True)
+class LogOdds:
+    """What every stage says of a set of examples.
+
+    Attributes:
+        stages: By stage, (n,) verdict logit unsafe - safe.
+        unsafe: (n,) labels.
+        sources: n sources.
+    """
+
+    stages: dict[str, NDArray[np.float64]]
+    unsafe: NDArray[np.bool_]
+    sources: list[str]
+
+    def aurocs(self) -> dict[str, float]:
+        """AUROC of each stage, for the log."""
+        return {
+            f"validation.{stage}": round(auroc(self.unsafe, odds), 5)
+            for stage, odds in self.stages.items()
+        }
+
+
+def encode(encoder: PromptEncoder, examples: Sequence[Example]) -> list[Encoded]:
+    """Token ids of every example's prompts."""
+    return [
+        Encoded(tuple(tuple(encoder.encode(p)) for p in e.prompts), e.unsafe, e.source)
+        for e in examples
+    ]
+
+
+def read_stages(safety: SafetyModule, batch: GateBatch) -> dict[str, Readout]:
+    """Read-outs of every head and of ``final``, by stage name."""
+    readouts = {
+        stage_name(k): safety.head(k)(batch.states[k], batch.mask) for k in safety.config.layers
+    }
+    logits = safety.final(batch.final)
+    return readouts | {FINAL: Readout(logits, logits, None)}
+
+
+def collect_log_odds(
+    batches: Sequence[tuple[dict[str, Readout], Tensor]], sources: list[str]
+) -> LogOdds:
+    """Puts the read-outs of several batches, and their labels, into arrays.
+
+    Raises:
+        DataError: A verdict is not a finite number; training has gone wrong.
+    """
+    stages: dict[str, list[NDArray[np.float64]]] = {}
+    for readouts, _ in batches:
+        for stage, readout in readouts.items():
+            logits = readout.verdict_logits.double().cpu()
+            stages.setdefault(stage, []).append((logits[:, 0] - logits[:, 1]).numpy())
+    columns = {stage: np.concatenate(parts) for stage, parts in stages.items()}
+    wrong = [stage for stage, odds in columns.items() if not np.isfinite(odds).all()]
+    if wrong:
+        raise DataError(
+            f"The verdicts of {', '.join(wrong)} are not finite. Lower optimizer.learning_rate."
+        )
+    unsafe = torch.cat([labels for _, labels in batches]).cpu().numpy()
+    return LogOdds(columns, unsafe, sources)
