@@ -27,12 +27,14 @@ class MatrixFormat:
         block: Columns that share a scale.
         symmetric: Whether the zero point is the middle of the range and not stored.
         accuracy_level: Of MatMulNBits; 4 multiplies in int8, 0 in the input's own type.
+        offsets: Whether what whole zero points cannot express is kept, see ``quantize``.
     """
 
     bits: int
     block: int = 32
     symmetric: bool = False
     accuracy_level: int = 4
+    offsets: bool = False
 
 
 PLAIN = MatrixFormat(bits=32)
@@ -63,7 +65,10 @@ PRECISIONS = {
             "int8", weights=MatrixFormat(8), embedding=MatrixFormat(8), towers=MatrixFormat(8)
         ),
         Precision(
-            "int4", weights=MatrixFormat(4), embedding=MatrixFormat(4), towers=MatrixFormat(8)
+            "int4",
+            weights=MatrixFormat(4, offsets=True),
+            embedding=MatrixFormat(8),
+            towers=MatrixFormat(8),
         ),
     )
 }
@@ -97,13 +102,66 @@ class Packed:
 
 
 def quantize(weight: FloatArray, form: MatrixFormat) -> Packed:
-    """Rounds a matrix (N, K) to the nearest packed values.
+    """Rounds a matrix (N, K) to packed values.
+
+    With ``offsets`` the result has more columns than the matrix. Its first K columns carry each
+    block's own lattice, low + step * (0 .. 2^bits - 1), shifted by less than a step onto whole
+    zero points; the shifts of all blocks follow as further columns, one per block, filled with
+    zeros to whole blocks. Multiplied with ``[x, sums of x over its blocks]`` this gives
+    (lattice) x. Weights that lie on such a lattice already, as those of 4-bit GGUF files with
+    minima do, come back almost exactly, where whole zero points alone lose as much as rounding
+    the original weights once more.
 
     Raises:
-        ExportError: The matrix holds a NaN or an infinity.
+        ExportError: The matrix holds a NaN or an infinity, or its width does not fit.
     """
     if not np.isfinite(weight).all():
         raise ExportError("A weight matrix holds NaN or infinity. Check the checkpoint.")
+    if not form.offsets:
+        return _quantize(weight, form)
+    rows, columns = weight.shape
+    if columns % form.block:
+        raise ExportError(
+            f"A matrix has {columns} columns, no multiple of the block size {form.block}."
+        )
+    top = 2**form.bits - 1
+    grouped = weight.reshape(rows, -1, form.block)
+    low, high = grouped.min(-1), grouped.max(-1)
+    steps = (high - low) / top
+    flat = steps == 0
+    safe = np.where(flat, 1, steps)
+    zeros = np.clip(np.rint(np.where(flat, 0, -low / safe)), 0, top)
+    values = np.where(flat[..., None], 0, np.rint((grouped - low[..., None]) / safe[..., None]))
+    shifts = np.zeros((rows, offset_columns(columns, form)), dtype=np.float32)
+    shifts[:, : low.shape[1]] = low + zeros * steps
+    further = _quantize(shifts, form)
+    packed = _pack(values.astype(np.uint8), form.bits)
+    all_zeros = [zeros.astype(np.uint8), _unpack_zeros(further, form)]
+    return Packed(
+        np.concatenate([packed, further.values], axis=1),
+        np.concatenate([steps.astype(np.float32), further.scales], axis=1),
+        _pack(np.concatenate(all_zeros, axis=1), form.bits),
+    )
+
+
+def offset_columns(columns: int, form: MatrixFormat) -> int:
+    """Columns that ``offsets`` adds to a matrix: one per block, filled up to whole blocks."""
+    if not form.offsets:
+        return 0
+    blocks = columns // form.block
+    return -(-blocks // form.block) * form.block
+
+
+def block_sums(columns: int, form: MatrixFormat) -> FloatArray:
+    """(K, offset columns) of ones and zeros: x times this is x summed over each block."""
+    sums = np.zeros((columns, offset_columns(columns, form)), dtype=np.float32)
+    index = np.arange(columns)
+    sums[index, index // form.block] = 1
+    return sums
+
+
+def _quantize(weight: FloatArray, form: MatrixFormat) -> Packed:
+    """Rounds to the nearest value, with whole zero points or none."""
     rows, columns = weight.shape
     blocks = -(-columns // form.block)
     padded = np.zeros((rows, blocks * form.block), dtype=np.float32)
@@ -111,34 +169,36 @@ def quantize(weight: FloatArray, form: MatrixFormat) -> Packed:
     grouped = padded.reshape(rows, blocks, form.block)
     top = 2**form.bits - 1
     if form.symmetric:
-        extreme = np.take_along_axis(
-            grouped, np.abs(grouped).argmax(-1, keepdims=True), axis=-1
-        )[..., 0]
+        furthest = np.abs(grouped).argmax(-1, keepdims=True)
         middle = 2 ** (form.bits - 1)
-        scales = extreme / -middle
+        scales = np.take_along_axis(grouped, furthest, axis=-1)[..., 0] / -middle
         zeros = np.full((rows, blocks), middle, dtype=np.float32)
     else:
         low = np.minimum(grouped.min(-1), 0)
-        high = np.maximum(grouped.max(-1), 0)
-        scales = (high - low) / top
+        scales = (np.maximum(grouped.max(-1), 0) - low) / top
         zeros = np.rint(np.divide(-low, scales, out=np.zeros_like(low), where=scales != 0))
     reach = np.where(scales == 0, 1, scales)[..., None]
     values = np.clip(np.rint(grouped / reach + zeros[..., None]), 0, top).astype(np.uint8)
     packed_zeros = None if form.symmetric else _pack(zeros.astype(np.uint8), form.bits)
-    packed = Packed(_pack(values, form.bits), scales.astype(np.float32), packed_zeros)
-    return packed
+    return Packed(_pack(values, form.bits), scales.astype(np.float32), packed_zeros)
 
 
 def dequantize(packed: Packed, form: MatrixFormat, columns: int) -> FloatArray:
     """The (N, K) float32 matrix that the kernels compute with."""
-    rows, blocks = packed.scales.shape
+    rows = len(packed.scales)
     values = _unpack(packed.values, form.bits, form.block).astype(np.float32)
+    zeros = _unpack_zeros(packed, form).astype(np.float32)
+    plain = ((values - zeros[..., None]) * packed.scales[..., None]).reshape(rows, -1)
+    if form.offsets:
+        plain = plain[:, :columns] + plain[:, columns:] @ block_sums(columns, form).T
+    return np.ascontiguousarray(plain[:, :columns], dtype=np.float32)
+
+
+def _unpack_zeros(packed: Packed, form: MatrixFormat) -> ByteArray:
+    """(N, blocks) zero points."""
     if packed.zero_points is None:
-        zeros = np.full((rows, blocks), 2 ** (form.bits - 1), dtype=np.float32)
-    else:
-        zeros = _unpack(packed.zero_points, form.bits, blocks).astype(np.float32)
-    plain = (values - zeros[..., None]) * packed.scales[..., None]
-    return np.ascontiguousarray(plain.reshape(rows, -1)[:, :columns], dtype=np.float32)
+        return np.full(packed.scales.shape, 2 ** (form.bits - 1), dtype=np.uint8)
+    return _unpack(packed.zero_points, form.bits, packed.scales.shape[1])
 
 
 def _pack(values: ByteArray, bits: int) -> ByteArray:

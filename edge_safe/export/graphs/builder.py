@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class GraphBuilder:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._counts: dict[str, int] = {}
+        self._made: dict[str, str] = {}
 
     def input(self, name: str, dtype: int, shape: Shape) -> str:
         """Declares a graph input."""
@@ -63,6 +64,12 @@ class GraphBuilder:
     def floats(self, value: npt.ArrayLike) -> str:
         """An inline float32 constant."""
         return self.constant(value, np.float32)
+
+    def once(self, key: str, make: Callable[[], str]) -> str:
+        """The value made for a key, so that equal nodes are emitted once."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def op(
         self,

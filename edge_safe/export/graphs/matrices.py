@@ -9,7 +9,7 @@ import numpy as np
 from edge_safe.export.graphs.builder import GraphBuilder
 from edge_safe.export.graphs.spec import FloatArray
 from edge_safe.export.graphs.store import Stored, WeightStore
-from edge_safe.export.quantization import MatrixFormat, quantize
+from edge_safe.export.quantization import MatrixFormat, block_sums, quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Matrix:
         values: Packed values; plain float32, (K, N) for a linear layer and (N, K) for a table.
         scales: (N, blocks) float32, None when plain.
         zero_points: (N, bytes) uint8, None when plain or symmetric.
+        sums: Ones that sum the input over its blocks, None unless the format has offsets.
         is_table: Whether rows can be looked up.
     """
 
@@ -32,6 +33,7 @@ class Matrix:
     values: Stored
     scales: Stored | None
     zero_points: Stored | None
+    sums: Stored | None
     is_table: bool
 
 
@@ -49,11 +51,12 @@ def _store(store: WeightStore, weight: FloatArray, form: MatrixFormat, *, is_tab
     rows, columns = weight.shape
     if form.bits == 32:
         plain = store.add(weight if is_table else weight.T)
-        return Matrix(rows, columns, form, plain, None, None, is_table)
+        return Matrix(rows, columns, form, plain, None, None, None, is_table)
     packed = quantize(weight, form)
     zeros = None if packed.zero_points is None else store.add(packed.zero_points)
     values, scales = store.add(packed.values), store.add(packed.scales)
-    return Matrix(rows, columns, form, values, scales, zeros, is_table)
+    sums = store.add(block_sums(columns, form)) if form.offsets else None
+    return Matrix(rows, columns, form, values, scales, zeros, sums, is_table)
 
 
 def linear(
@@ -68,6 +71,10 @@ def linear(
             return g.op("Gemm", [x, values, *added], scope=name, transB=1)
         product = g.op("MatMul", [x, values], scope=name)
         return g.op("Add", [product, *added], scope=name) if added else product
+    width = matrix.columns
+    if matrix.sums is not None:
+        x = _with_sums(g, x, matrix.sums)
+        width += matrix.sums.shape[1]
     inputs = [x, *_packed_inputs(g, matrix, weight)]
     if added:
         inputs += [""] * (5 - len(inputs)) + added
@@ -75,7 +82,7 @@ def linear(
         "MatMulNBits",
         inputs,
         scope=name,
-        K=matrix.columns,
+        K=width,
         N=matrix.rows,
         bits=matrix.format.bits,
         block_size=matrix.format.block,
@@ -104,6 +111,16 @@ def look_up(g: GraphBuilder, ids: str, table: Matrix, name: str) -> str:
         gather_axis=0,
         quantize_axis=1,
     )
+
+
+def _with_sums(g: GraphBuilder, x: str, sums: Stored) -> str:
+    """[x, its sums over blocks]; layers that read the same x share the node."""
+
+    def join() -> str:
+        blocks = g.op("MatMul", [x, g.weight(f"sums.{sums.shape[0]}", sums)], scope=f"{x}/sums")
+        return g.op("Concat", [x, blocks], scope=f"{x}/sums", axis=-1)
+
+    return g.once(f"{x}/sums", join)
 
 
 def _packed_inputs(g: GraphBuilder, matrix: Matrix, name: str) -> list[str]:
