@@ -11,6 +11,7 @@ import math
 import wave
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +44,9 @@ def read_audio(source: AudioInput) -> NDArray[np.float32]:
         MediaError: It is missing, empty, longer than 30 s, damaged, or of an unknown format.
     """
     if isinstance(source, tuple):
-        samples, rate = _check_samples(*source) if len(source) == 2 else _wrong(source)
-    elif isinstance(source, bytes | str | PathLike):
-        samples, rate = _decode(source)
+        samples, rate = _check_samples(source)
     else:
-        samples, rate = _wrong(source)
+        samples, rate = _decode(source)
     if samples.ndim == 2:
         samples = samples.mean(axis=1)
     if not np.isfinite(samples).all():
@@ -67,18 +66,11 @@ def resample(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     return out
 
 
-def _wrong(source: object) -> tuple[NDArray[np.float32], int]:
-    """Says what a sound may be."""
-    raise MediaError(
-        f"A sound was given as {type(source).__name__}; give a path, bytes, or a pair of float32 "
-        "samples and their rate."
-    )
-
-
-def _check_samples(samples: object, rate: object) -> tuple[NDArray[np.float32], int]:
+def _check_samples(pair: tuple[object, ...]) -> tuple[NDArray[np.float32], int]:
     """Checks samples that were given directly."""
+    samples, rate = pair if len(pair) == 2 else (None, None)
     if not isinstance(samples, np.ndarray) or samples.dtype.kind != "f" or samples.ndim > 2:
-        raise MediaError("Samples have to be a float32 array (n,) or (n, channels).")
+        raise MediaError("Give a sound as a pair of float32 samples (n,) or (n, channels) and Hz.")
     if not isinstance(rate, int | np.integer):
         raise MediaError(f"The sample rate is {rate!r}; give a whole number of Hz.")
     _check_length(len(samples), int(rate), "the sound")
@@ -98,8 +90,13 @@ def _check_length(frames: int, rate: int, name: str) -> None:
         )
 
 
-def _decode(source: bytes | str | PathLike[str]) -> tuple[NDArray[np.float32], int]:
+def _decode(source: object) -> tuple[NDArray[np.float32], int]:
     """Samples (n, channels) and rate of a file."""
+    if not isinstance(source, bytes | str | PathLike):
+        raise MediaError(
+            f"A sound was given as {type(source).__name__}; give a path, bytes, or a pair of "
+            "float32 samples and their rate."
+        )
     name = "the sound" if isinstance(source, bytes) else str(source)
     if not isinstance(source, bytes):
         path = Path(source)
@@ -129,13 +126,10 @@ def _decode(source: bytes | str | PathLike[str]) -> tuple[NDArray[np.float32], i
     return samples, rate
 
 
-def _decode_wave(
-    source: bytes | str | PathLike[str], name: str
-) -> tuple[NDArray[np.float32], int]:
+def _decode_wave(source: bytes | str | PathLike[str], name: str) -> tuple[NDArray[np.float32], int]:
     """Reads PCM WAV with the standard library."""
     try:
-        stream = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
-        with stream, wave.open(stream) as file:
+        with _open(source) as stream, wave.open(stream) as file:
             rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
             _check_length(file.getnframes(), rate, name)
             data = file.readframes(file.getnframes())
@@ -145,6 +139,11 @@ def _decode_wave(
     samples = _pcm(data[:whole], width, name).reshape(-1, channels)
     _check_length(len(samples), rate, name)
     return samples, rate
+
+
+def _open(source: bytes | str | PathLike[str]) -> BinaryIO:
+    """A stream over bytes or a file."""
+    return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
 
 
 def _pcm(data: bytes, width: int, name: str) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +34,17 @@ class Turn:
 
     messages: list[Message]
     columns: Array | None = None
+
+
+@dataclass(slots=True)
+class _TurnUnderWay:
+    """A turn until it ends; ``before`` holds the lengths of the cache and of the columns."""
+
+    user: Message = field(default_factory=lambda: Message("user"))
+    answer: Answer = field(default_factory=Answer)
+    verdict: Verdict | None = None
+    before: tuple[int, int] = (0, 0)
+    ended: bool = False
 
 
 class Chat:
@@ -101,48 +112,48 @@ class Chat:
         """The generator behind ``stream``."""
         if not self._busy.acquire(blocking=False):
             raise UsageError("This conversation is already answering; begin another one for that.")
-        verdict: Verdict | None = None
-        answer = Answer()
-        said: list[Message] = []
-        before = (0, 0)
+        turn = _TurnUnderWay()
 
         def encode() -> Prompt:
-            nonlocal before
             user = Message("user", [Untrusted(text)])
-            said.append(self._requests.attach_media(user, images, audio))
-            check_not_empty(said[0])
-            prompt = self._prompt(said[0])
-            before = (self._state.cache.length, self._seen())
+            turn.user = self._requests.attach_media(user, images, audio)
+            check_not_empty(turn.user)
+            prompt = self._prompt(turn.user)
+            turn.before = (self._state.cache.length, self._seen())
             return prompt
 
         try:
             for event in self._requests.stream(
-                encode, self._state, sampling, answer, timeout, cancel
+                encode, self._state, sampling, turn.answer, timeout, cancel
             ):
                 if isinstance(event, Verdict):
-                    verdict = event
+                    turn.verdict = event
+                elif isinstance(event, Reply):
+                    # Before the reply goes out: a caller may never ask for what comes after it.
+                    self._end(turn)
                 yield event
         finally:
-            if verdict is not None and said:
-                self._remember(verdict, said[0], answer, before)
-            self._busy.release()
+            self._end(turn)
 
-    def _remember(
-        self, verdict: Verdict, user: Message, answer: Answer, before: tuple[int, int]
-    ) -> None:
-        """Keeps what a turn left behind; ``before`` holds the lengths of cache and columns."""
+    def _end(self, turn: _TurnUnderWay) -> None:
+        """Keeps what a turn left behind, once, and lets the next one begin."""
+        if turn.ended:
+            return
+        turn.ended = True
         columns = self._state.columns
-        if answer.opened:
-            ids = np.array(answer.ids, np.int64)
-            self._turns.append(Turn([user, Message("assistant", [ids])]))
-            self._pending = answer.ids[answer.fed :]
-        elif verdict.decision is Decision.REFUSE and columns is not None:
-            self._turns.append(Turn([], columns.since(before[1])))
-        elif verdict.decision is Decision.ALLOW:
+        decision = None if turn.verdict is None else turn.verdict.decision
+        if turn.answer.opened:
+            ids = np.array(turn.answer.ids, np.int64)
+            self._turns.append(Turn([turn.user, Message("assistant", [ids])]))
+            self._pending = turn.answer.ids[turn.answer.fed :]
+        elif decision is Decision.REFUSE and columns is not None:
+            self._turns.append(Turn([], columns.since(turn.before[1])))
+        elif decision is Decision.ALLOW:
             # Nobody took the answer, or the decoder broke: as if it had not been asked.
-            self._state.cache.truncate(before[0])
+            self._state.cache.truncate(turn.before[0])
             if columns is not None:
-                columns.truncate(before[1])
+                columns.truncate(turn.before[1])
+        self._busy.release()
 
     def _prompt(self, user: Message) -> Prompt:
         """What the caches lack of the conversation with this message at its end.

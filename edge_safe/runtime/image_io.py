@@ -37,14 +37,13 @@ def read_image(source: ImageInput) -> NDArray[np.uint8]:
     """
     if isinstance(source, np.ndarray):
         return _check_array(source)
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, Image.Image):
         return _to_rgb(source, "the picture")
     name = "the picture" if isinstance(source, bytes) else str(source)
     stream = io.BytesIO(_read(source, name))
     try:
-        # Our own limit is lower than pillow's, whose warning would be no error.
         with Image.open(stream) as image:
             _check_size(image.width, image.height, name)
             return _to_rgb(image, name)
@@ -52,7 +51,7 @@ def read_image(source: ImageInput) -> NDArray[np.uint8]:
         raise
     except Image.DecompressionBombError as error:
         raise MediaError(f"{name} is too large: {error}. Scale it down.") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise MediaError(f"{name} is not a picture in a format that can be read.") from error
     except Exception as error:  # pillow's plug-ins raise whatever a damaged file provokes
         raise MediaError(f"{name} cannot be decoded, it seems damaged: {error}.") from error
@@ -102,18 +101,18 @@ def _check_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _to_rgb(image: Image, name: str) -> NDArray[np.uint8]:
     """Decodes to upright RGB over white."""
-    from PIL import Image as images
     from PIL import ImageOps
+    from PIL.Image import alpha_composite, fromarray, new
 
     _check_size(image.width, image.height, name)
     image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BIT or image.mode == "I":
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        image = images.fromarray(grey)
+        image = fromarray(grey)
     elif image.mode == "F":
-        image = images.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
+        image = fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = images.new("RGBA", image.size, (255, 255, 255, 255))
-        image = images.alpha_composite(white, image)
+        white = new("RGBA", image.size, (255, 255, 255, 255))
+        image = alpha_composite(white, image)
     return np.ascontiguousarray(np.asarray(image.convert("RGB")))

@@ -47,8 +47,10 @@ def log_mel(
     power = np.abs(np.fft.rfft(frames * hann, axis=1)) ** 2
     mel = np.maximum(mel_filters(sample_rate, bins, window).T @ power.T, 1e-10)
     log = np.log10(mel)
-    log = (np.maximum(log, log.max() - 8.0) + 4.0) / 4.0
-    return log.astype(np.float32)[None]
+    features: NDArray[np.float32] = ((np.maximum(log, log.max() - 8.0) + 4.0) / 4.0).astype(
+        np.float32
+    )[None]
+    return features
 
 
 @lru_cache(maxsize=4)

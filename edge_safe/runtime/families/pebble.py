@@ -1,0 +1,201 @@
+"""pebble: lines of text and objects in pictures, and speech.
+
+A picture gives the word-piece embeddings of its text lines, then its object tokens; a sound gives
+the embeddings of its speech. A tower whose projector was not trained is left out of pictures, and
+a bundle that cannot hear says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_safe.errors import MediaError, SchemaError
+from edge_safe.runtime.audio_io import read_audio
+from edge_safe.runtime.bundle import Bundle
+from edge_safe.runtime.families.base import Media
+from edge_safe.runtime.image_io import read_image
+from edge_safe.runtime.log_mel import log_mel
+from edge_safe.runtime.media import AudioInput, ImageInput
+from edge_safe.runtime.text_lines import (
+    TextLines,
+    cut_line,
+    detector_input,
+    find_boxes,
+    line_pixels,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FloatArray = NDArray[np.float32]
+
+
+class Objects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Section ``objects``: a square picture, scaled bicubically; pixels are (x - mean) / std."""
+
+    size: int
+    mean: float
+    std: float
+
+
+class Speech(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Section ``speech``: Whisper's log-mel features.
+
+    Attributes:
+        sample_rate: Hz.
+        seconds: Window of the encoder.
+        mel_bins: Mel bins.
+        fft_size: Samples of one spectrum.
+        hop: Samples between spectra.
+        samples_per_state: Samples behind one of the encoder's states.
+    """
+
+    sample_rate: int
+    seconds: int
+    mel_bins: int
+    fft_size: int
+    hop: int
+    samples_per_state: int
+
+
+class Processors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The manifest's ``processors``; a section is absent where its tower is."""
+
+    text_lines: TextLines | None = None
+    objects: Objects | None = None
+    speech: Speech | None = None
+
+
+class Pebble:
+    """Embeds media for pebble. Shared between threads."""
+
+    def __init__(self, bundle: Bundle, processors: Processors) -> None:
+        self._bundle = bundle
+        self._processors = processors
+        self._width = bundle.manifest.model.hidden_size
+
+    def media(self, images: Sequence[ImageInput], audio: AudioInput | None) -> Media:
+        """Embeds the pictures and the sound of one user turn.
+
+        Raises:
+            MediaError: They cannot be read, or this bundle cannot judge them.
+        """
+        if isinstance(images, str | bytes):
+            raise MediaError("Give the pictures as a list, even a single one.")
+        if len(images):
+            self._require("text_lines", "objects")
+        if audio is not None:
+            self._require("speech")
+        seen = [features for image in images for features in self._see(read_image(image))]
+        heard = [] if audio is None else [self._hear(read_audio(audio))]
+        return Media([*seen, *heard], sum(map(len, seen)), sum(map(len, heard)))
+
+    def _require(self, *sections: str) -> None:
+        """Makes sure that at least one of these towers may be used.
+
+        Raises:
+            MediaError: None of them may.
+        """
+        if all(getattr(self._processors, section) is None for section in sections):
+            kind = "speech" if "speech" in sections else "picture"
+            what = "sound" if "speech" in sections else "pictures"
+            raise MediaError(
+                f"This bundle's {kind} projector has not been trained, so the gate cannot judge "
+                f"{what}. Use a bundle where it is, or ask in words."
+            )
+
+    def _see(self, pixels: NDArray[np.uint8]) -> list[FloatArray]:
+        """Text lines, then objects, each (n, d)."""
+        from PIL.Image import fromarray
+
+        image = fromarray(pixels)
+        features: list[FloatArray] = []
+        if self._processors.text_lines is not None:
+            features.append(self._read(image, self._processors.text_lines))
+        if self._processors.objects is not None:
+            square = image_square(pixels, self._processors.objects)
+            states = self._run("vision_encoder", "vision_states", pixel_values=square)
+            tokens = self._run("vision_projector", "image_features", vision_states=states)
+            features.append(tokens[0])
+        return features
+
+    def _read(self, image: Image, config: TextLines) -> FloatArray:
+        """(n, d) embeddings of the word pieces of all lines of a picture."""
+        found = self._run(
+            "text_detector", "probability", pixel_values=detector_input(image, config)
+        )
+        boxes = find_boxes(found[0, 0], image.size, config)
+        if not boxes:
+            return np.zeros((0, self._width), np.float32)
+        # One line at a time: the recognizer looks along the whole width, padding would show.
+        lines = [
+            self._run("text_recognizer", "text_states", pixel_values=line_pixels(line, config))[0]
+            for line in (cut_line(image, box, config) for box in boxes)
+        ]
+        lengths = np.array([len(line) for line in lines], np.int64)
+        states = np.zeros((len(lines), int(lengths.max()), lines[0].shape[1]), np.float32)
+        for row, line in zip(states, lines, strict=True):
+            row[: len(line)] = line
+        return self._run("text_projector", "image_features", text_states=states, lengths=lengths)
+
+    def _hear(self, samples: FloatArray) -> FloatArray:
+        """Samples (n,) into (m, d) embeddings of what was said."""
+        config = self._processors.speech
+        if config is None:
+            raise MediaError("This bundle has no speech tower.")
+        features = log_mel(
+            samples,
+            seconds=config.seconds,
+            sample_rate=config.sample_rate,
+            bins=config.mel_bins,
+            window=config.fft_size,
+            hop=config.hop,
+        )
+        states = self._run("audio_encoder", "audio_states", input_features=features)
+        length = min(states.shape[1], -(-len(samples) // config.samples_per_state))
+        return self._run(
+            "audio_projector",
+            "audio_features",
+            audio_states=states,
+            lengths=np.array([length], np.int64),
+        )
+
+    def _run(self, graph: str, output: str, **feeds: NDArray[np.generic]) -> FloatArray:
+        """Runs a tower's graph, which is opened on first use."""
+        result: FloatArray = self._bundle.session(graph).run(feeds)[output]
+        return result
+
+
+def image_square(pixels: NDArray[np.uint8], config: Objects) -> FloatArray:
+    """(H, W, 3) uint8 into (1, 3, size, size) float32, red first."""
+    from PIL.Image import Resampling, fromarray
+
+    small = fromarray(pixels).resize((config.size, config.size), Resampling.BICUBIC)
+    scaled = (np.asarray(small, np.float32) - np.float32(config.mean)) / np.float32(config.std)
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1))[None]
+
+
+def open_family(bundle: Bundle, untrained_towers: bool) -> Pebble:
+    """Reads the processors' parameters and leaves out what was not trained.
+
+    Raises:
+        SchemaError: The parameters do not fit.
+    """
+    manifest = bundle.manifest
+    try:
+        processors = msgspec.convert(manifest.processors, Processors)
+    except msgspec.ValidationError as error:
+        raise SchemaError(
+            f"The processors of {bundle.folder} do not fit pebble: {error}."
+        ) from error
+    usable = {
+        name: getattr(processors, name)
+        for name in Processors.__struct_fields__
+        if name in manifest.modalities and (manifest.modalities[name].trained or untrained_towers)
+    }
+    return Pebble(bundle, Processors(**usable))
