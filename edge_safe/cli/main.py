@@ -106,7 +106,8 @@ def call(arguments: Sequence[str]) -> int:
                 1,
             )
         terminal.document(failure.to_dict())
-        terminal.err.print(f"edge-safe: {failure.message}", style="red", markup=False)
+        if failure.message:
+            terminal.err.print(f"edge-safe: {failure.message}", style="red", markup=False)
         return failure.exit_code
 
 
@@ -120,10 +121,9 @@ def _usage_failure(error: BaseException) -> Failure | None:
     describe: Any = getattr(error, "format_message", None)
     if describe is None:
         return None
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return Failure("UsageError", describe(), 2)  # the help, or nothing where it is printed
     context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError" and context is not None:
-        sys.stderr.write(context.get_help() + "\n")
-        return Failure("UsageError", "arguments are missing; see the help above", 2)
     path = context.command_path if context is not None else "edge-safe"
     return Failure("UsageError", f"{describe()} Try: {path} --help", 2)
 
