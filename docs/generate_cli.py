@@ -7,12 +7,14 @@ and with typer's version.
 from __future__ import annotations
 
 import enum
+import inspect
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
+from typer.models import ArgumentInfo, ParameterInfo
 
 from edge_safe.cli.main import app
 
@@ -38,30 +40,36 @@ Every verb takes `--json`: one JSON document on stdout, everything else on stder
 def pages() -> Iterator[str]:
     """The parts of the page."""
     yield HEAD
-    group: Any = typer.main.get_command(app)
-    for name, verb in group.commands.items():
-        arguments = [p for p in verb.params if p.param_type_name == "argument"]
-        options = [p for p in verb.params if p.param_type_name == "option"]
-        usage = " ".join([f"edge-safe {name}", *(a.metavar for a in arguments), "[OPTIONS]"])
-        yield f"## {name}\n\n{verb.help.strip()}\n\n```\n{usage}\n```\n"
-        rows = [describe(p) for p in [*arguments, *options] if p.name != "help"]
+    for command in app.registered_commands:
+        verb: Any = command.callback
+        hints = typing.get_type_hints(verb, include_extras=True)
+        parameters = [
+            (parameter, *typing.get_args(hints[name])[:2])
+            for name, parameter in inspect.signature(verb).parameters.items()
+        ]
+        arguments = [i.metavar for _, _, i in parameters if isinstance(i, ArgumentInfo)]
+        usage = " ".join(["edge-safe", str(command.name), *map(str, arguments), "[OPTIONS]"])
+        yield f"## {command.name}\n\n{inspect.getdoc(verb)}\n\n```\n{usage}\n```\n"
+        rows = [describe(*parameter) for parameter in parameters]
         yield "| | | default |\n| --- | --- | --- |\n" + "".join(rows)
 
 
-def describe(parameter: Any) -> str:
+def describe(parameter: inspect.Parameter, kind: Any, info: ParameterInfo) -> str:
     """One row of a verb's table."""
-    is_argument = parameter.param_type_name == "argument"
-    names = parameter.metavar if is_argument else ", ".join(parameter.opts)
-    choices = getattr(parameter.type, "choices", None)
-    if not is_argument and choices:
-        names += " " + "|".join(plain(choice) for choice in choices)
-    elif not is_argument and parameter.metavar:
-        names += f" {parameter.metavar}"
-    text = parameter.help or ""
-    if parameter.envvar:
-        text += f" (`{parameter.envvar}`)"
-    default = "required" if parameter.required else plain(parameter.default)
-    cells = (f"`{names}`", text, default)
+    if isinstance(info, ArgumentInfo):
+        names = str(info.metavar)
+    else:
+        names = ", ".join(info.param_decls or [f"--{parameter.name.replace('_', '-')}"])
+        choices = [c for c in (kind, *typing.get_args(kind)) if isinstance(c, enum.EnumMeta)]
+        if choices:
+            names += " " + "|".join(member.value for member in choices[0])
+        elif info.metavar:
+            names += f" {info.metavar}"
+    text = info.help or ""
+    if info.envvar:
+        text += f" (`{info.envvar}`)"
+    required = parameter.default is inspect.Parameter.empty
+    cells = (f"`{names}`", text, "required" if required else plain(parameter.default))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
