@@ -59,7 +59,9 @@ def describe(parameter: inspect.Parameter, kind: Any, info: ParameterInfo) -> st
     if isinstance(info, ArgumentInfo):
         names = str(info.metavar)
     else:
-        names = ", ".join(info.param_decls or [f"--{parameter.name.replace('_', '-')}"])
+        # Inside Annotated, typer takes the first declared name for the default.
+        declared = [name for name in (info.default, *(info.param_decls or ())) if name is not ...]
+        names = ", ".join(declared or [f"--{parameter.name.replace('_', '-')}"])
         choices = [c for c in (kind, *typing.get_args(kind)) if isinstance(c, enum.EnumMeta)]
         if choices:
             names += " " + "|".join(member.value for member in choices[0])
