@@ -41,6 +41,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         wheel_sha256: Hash of the wheel.
         file_sha256: Hash of the file.
         license: SPDX name of the licence that the file comes under.
+        cut: Tensor at which an ONNX graph is cut, or None for all of it.
     """
 
     package: str
@@ -49,6 +50,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wheel_sha256: str
     file_sha256: str
     license: str
+    cut: str | None = None
 
 
 def read_parts(section: object) -> dict[str, Part]:

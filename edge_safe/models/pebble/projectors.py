@@ -180,7 +180,8 @@ class SequenceProjector(nn.Module):
         size = self.config.pooling
         if size == 1:
             return states, lengths
-        steps = states.unflatten(1, (-1, size)).mean(2)
+        batch, length, channels = states.shape
+        steps = states.reshape(batch, length // size, size, channels).mean(2)
         return steps, torch.div(lengths + size - 1, size, rounding_mode="floor")
 
     def select(self, emission: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,383 @@
+"""From a conversation with pictures and sound to what pebble's ``forward`` takes.
+
+The layout of a user turn: every picture, every recording, a line break, the text. Text can never
+become a control token: special tokens are recognized in the template's own words alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.signal import resample_poly
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    WhisperFeatureExtractor,
+)
+
+from edge_safe.errors import CheckpointError, MediaError, PromptError
+from edge_safe.models.pebble import assembly
+from edge_safe.models.pebble.configuration_pebble import PebbleConfig
+from edge_safe.models.pebble.text_lines import (
+    TextLineConfig,
+    cut_line,
+    detector_input,
+    find_boxes,
+    line_pixels,
+)
+
+SETTINGS_FILE = "preprocessor_config.json"
+
+Detector = Callable[[Tensor], Tensor]
+"""(1, 3, H, W) float32 -> (1, 1, H, W) probability of text: pebble's ``text_detector``."""
+
+Recording = tuple[NDArray[np.float32], int]
+"""Samples (T,) in [-1, 1] and their rate in Hz."""
+
+
+class ObjectConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Section ``objects``: (pixel - mean) / scale of the picture, squeezed to size x size."""
+
+    size: int = 224
+    mean: float = 127.0
+    scale: float = 128.0
+
+
+class SpeechConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Section ``speech``: Whisper's log-mel.
+
+    Attributes:
+        sampling_rate: Hz that the encoder hears.
+        feature_size: Mel bands.
+        hop_length: Samples between two frames.
+        n_fft: Samples of one frame.
+        chunk_length: Seconds of the encoder's window, the longest recording.
+        samples_per_state: Samples behind one state of the encoder.
+    """
+
+    sampling_rate: int = 16000
+    feature_size: int = 80
+    hop_length: int = 160
+    n_fft: int = 400
+    chunk_length: int = 30
+    samples_per_state: int = 320
+
+
+class ProcessorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of preprocessor_config.json."""
+
+    text_lines: TextLineConfig = TextLineConfig()
+    objects: ObjectConfig = ObjectConfig()
+    speech: SpeechConfig = SpeechConfig()
+    processor_class: str = "PebbleProcessor"
+
+
+@dataclass(slots=True)
+class Turn:
+    """One message: its text and what comes before it."""
+
+    role: str
+    text: str
+    images: list[Image.Image] = field(default_factory=list)
+    audio: list[Recording] = field(default_factory=list)
+
+
+class PebbleTokenizer(PreTrainedTokenizerFast):
+    """SmolLM2's tokenizer with pebble's names for five of its reserved rows."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *inputs: Any, **kwargs: Any
+    ) -> PebbleTokenizer:
+        """Opens a folder in either of pebble's forms."""
+        folder = Path(pretrained_model_name_or_path)
+        if not (folder / "tokenizer.json").exists():
+            config = PebbleConfig.from_pretrained(folder)
+            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+            kwargs.setdefault("chat_template", template)
+            folder = assembly.base_language_model(config, kwargs.pop("wheels", None))
+        tokenizer: PebbleTokenizer = super().from_pretrained(folder, *inputs, **kwargs)
+        return tokenizer
+
+
+class PebbleProcessor:
+    """Prepares one conversation."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, config: PebbleConfig, settings: ProcessorSettings
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+        self.settings = settings
+        speech = settings.speech
+        self.feature_extractor = WhisperFeatureExtractor(
+            feature_size=speech.feature_size,
+            sampling_rate=speech.sampling_rate,
+            hop_length=speech.hop_length,
+            n_fft=speech.n_fft,
+            chunk_length=speech.chunk_length,
+        )
+        special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self._special_ids = special
+        longest_first = sorted(special, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> PebbleProcessor:
+        """Opens a folder in either of pebble's forms.
+
+        Raises:
+            CheckpointError: preprocessor_config.json is missing or malformed.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        path = folder / SETTINGS_FILE
+        try:
+            settings = msgspec.json.decode(path.read_bytes(), type=ProcessorSettings)
+        except (OSError, msgspec.DecodeError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        config = PebbleConfig.from_pretrained(folder)
+        wheels = kwargs.get("wheels")
+        if config.is_small_form:
+            tokenizer: Any = PebbleTokenizer.from_pretrained(folder, wheels=wheels)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        return cls(tokenizer, config, settings)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **_: Any) -> None:
+        """Writes tokenizer, chat template and preprocessor_config.json."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
+        encoded = msgspec.json.format(msgspec.json.encode(self.settings), indent=2)
+        (folder / SETTINGS_FILE).write_bytes(encoded + b"\n")
+
+    def __call__(
+        self,
+        conversation: str | Sequence[Mapping[str, Any]],
+        images: Sequence[Image.Image] = (),
+        audio: Recording | None = None,
+        detector: Detector | None = None,
+        untrained_towers: bool = False,
+    ) -> BatchFeature:
+        """Prepares a conversation up to slot T.
+
+        Args:
+            conversation: The user's text, or messages with ``role`` and ``content``; a content is
+                text or a list of ``{"type": "text" | "image" | "audio", <type>: value}``.
+            images: Pictures of the last user turn.
+            audio: A recording of the last user turn.
+            detector: Finds text in pictures; needed where there are pictures.
+            untrained_towers: Also uses modalities whose projector was never trained.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` (1, T), and, where there are media, the other
+            arguments of ``PebbleForConditionalGeneration.forward``.
+
+        Raises:
+            PromptError: The conversation is malformed.
+            MediaError: A recording is too long, or cannot be judged.
+        """
+        turns = _read_turns(conversation)
+        last = next((t for t in reversed(turns) if t.role == "user"), None)
+        if images or audio is not None:
+            if last is None:
+                raise PromptError("There are media but no user turn that they belong to.")
+            last.images += images
+            last.audio += [audio] if audio is not None else []
+        data: dict[str, Tensor] = {}
+        ids = self.encode(turns)
+        data["input_ids"] = torch.tensor([ids])
+        data["attention_mask"] = torch.ones_like(data["input_ids"])
+        pictures = [image.convert("RGB") for turn in turns for image in turn.images]
+        if pictures:
+            if detector is None:
+                raise PromptError(
+                    "Pictures are read line by line: give the model's text_detector as detector."
+                )
+            data |= self.text_lines(pictures, detector)
+            if untrained_towers or self.config.trained("objects"):
+                data["object_pixel_values"] = self.object_pixels(pictures)
+        recordings = [recording for turn in turns for recording in turn.audio]
+        if recordings:
+            if not (untrained_towers or self.config.trained("speech")):
+                raise MediaError(
+                    "This model's speech projector has not been trained, so sound cannot be "
+                    "judged. Leave the recording out."
+                )
+            data |= self.log_mel(recordings)
+        return BatchFeature(data)
+
+    def encode(self, turns: Sequence[Turn]) -> list[int]:
+        """Ids of a conversation that ends where the answer begins, placeholders in place."""
+        if turns and turns[-1].role == "assistant":
+            turns, begun = turns, True
+        else:
+            begun = False
+        marks = [f"mark{secrets.token_hex(16)}end" for _ in turns]
+        text = str(
+            self.tokenizer.apply_chat_template(
+                [{"role": t.role, "content": m} for t, m in zip(turns, marks, strict=True)],
+                tokenize=False,
+                add_generation_prompt=not begun,
+            )
+        )
+        ids: list[int] = []
+        run = ""
+        for turn, mark in zip(turns, marks, strict=True):
+            before, _, text = text.partition(mark)
+            run = self._encode_template(ids, run, before)
+            if turn.images or turn.audio:
+                ids += self._plain(run)
+                ids += [self.config.image_token_id] * len(turn.images)
+                ids += [self.config.audio_token_id] * len(turn.audio)
+                ids += self._after_media(turn.text)
+                run = ""
+            else:
+                run += turn.text
+        if not begun:
+            run = self._encode_template(ids, run, text)
+        return ids + self._plain(run)
+
+    def text_lines(
+        self, pictures: Sequence[Image.Image], detector: Detector
+    ) -> dict[str, Tensor]:
+        """Finds and cuts the lines of RGB pictures."""
+        settings = self.settings.text_lines
+        lines: list[Image.Image] = []
+        owners: list[int] = []
+        for number, picture in enumerate(pictures):
+            with torch.no_grad():
+                found = detector(torch.from_numpy(detector_input(picture, settings)))
+            probability = found[0, 0].float().cpu().numpy()
+            for box in find_boxes(probability, picture.size, settings):
+                lines.append(cut_line(picture, box, settings))
+                owners.append(number)
+        pixels, widths = line_pixels(lines, settings)
+        return {
+            "line_pixel_values": torch.from_numpy(pixels),
+            "line_widths": torch.tensor(widths, dtype=torch.long),
+            "line_images": torch.tensor(owners, dtype=torch.long),
+        }
+
+    def object_pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """(I, 3, 224, 224) float32 of RGB pictures."""
+        settings = self.settings.objects
+        size = (settings.size, settings.size)
+        resized = [p.resize(size, Image.Resampling.BICUBIC) for p in pictures]
+        pixels = np.stack([np.asarray(p, np.float32).transpose(2, 0, 1) for p in resized])
+        return torch.from_numpy((pixels - np.float32(settings.mean)) / np.float32(settings.scale))
+
+    def log_mel(self, recordings: Sequence[Recording]) -> dict[str, Tensor]:
+        """Log-mel (A, 80, 3000) of recordings and the number of encoder states that are real.
+
+        Raises:
+            MediaError: A recording is empty or longer than the encoder's window.
+        """
+        settings = self.settings.speech
+        samples: list[NDArray[np.float32]] = []
+        for sound, rate in recordings:
+            if rate != settings.sampling_rate:
+                sound = resample_poly(sound, settings.sampling_rate, rate).astype(np.float32)
+            seconds = len(sound) / settings.sampling_rate
+            if not 0 < seconds <= settings.chunk_length:
+                raise MediaError(
+                    f"The recording lasts {seconds:.1f} s; this model hears more than 0 and at "
+                    f"most {settings.chunk_length} s at once. Cut it into pieces."
+                )
+            samples.append(sound)
+        features = self.feature_extractor(
+            samples, sampling_rate=settings.sampling_rate, return_tensors="pt"
+        ).input_features
+        lengths = [-(-len(sound) // settings.samples_per_state) for sound in samples]
+        return {"input_features": features, "audio_lengths": torch.tensor(lengths)}
+
+    def batch_decode(self, sequences: Tensor, **kwargs: Any) -> list[str]:
+        """Text of (B, T) ids."""
+        texts: list[str] = self.tokenizer.batch_decode(sequences, **kwargs)
+        return texts
+
+    def decode(self, ids: Tensor | Sequence[int], **kwargs: Any) -> str:
+        """Text of (T,) ids."""
+        return str(self.tokenizer.decode(ids, **kwargs))
+
+    def _after_media(self, text: str) -> list[int]:
+        """The line break behind media, and the text.
+
+        Break and text are encoded together, as one piece of text would be. Where white space at
+        the start of the text grows into one token with the break, that token always stays.
+        """
+        ids = self._plain("\n" + text)
+        if ids[0] == self.config.newline_token_id:
+            ids[0] = self.config.media_end_token_id
+        return ids
+
+    def _encode_template(self, ids: list[int], run: str, template: str) -> str:
+        """Adds the template's words to ``ids``; returns the plain text that may still go on."""
+        start = 0
+        for match in self._special.finditer(template):
+            ids += self._plain(run + template[start : match.start()])
+            ids.append(self._special_ids[match.group()])
+            run, start = "", match.end()
+        return run + template[start:]
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids of text in which no special token is recognized."""
+        if not text:
+            return []
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        ids: list[int] = encoded["input_ids"]
+        return ids
+
+
+def _read_turns(conversation: str | Sequence[Mapping[str, Any]]) -> list[Turn]:
+    """Reads text or messages.
+
+    Raises:
+        PromptError: A message is malformed, or there is none.
+    """
+    if isinstance(conversation, str):
+        return [Turn("user", conversation)]
+    turns = []
+    for index, message in enumerate(conversation):
+        try:
+            turn = Turn(str(message["role"]), "")
+            content = message["content"]
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            for part in parts:
+                kind = part["type"]
+                if kind == "text":
+                    turn.text += part["text"]
+                elif kind == "image":
+                    turn.images.append(part["image"])
+                elif kind == "audio":
+                    turn.audio.append(part["audio"])
+                else:
+                    raise PromptError(f"Message {index} has a part of unknown type {kind!r}.")
+        except (KeyError, TypeError) as error:
+            raise PromptError(
+                f"Message {index} is malformed ({error!r}); give 'role' and 'content'."
+            ) from error
+        if turn.role != "user" and (turn.images or turn.audio):
+            raise PromptError(f"Message {index} has media, but only user turns may.")
+        turns.append(turn)
+    if not turns:
+        raise PromptError("The conversation is empty.")
+    return turns
