@@ -88,9 +88,7 @@ def base() -> BaseModel:
 
 @pytest.fixture
 def gated(base: BaseModel) -> tuple[BaseModel, ControlTokens]:
-    tokenizer, tokens = install_control_tokens(
-        base.tokenizer, base.model, "<|safe|>", "<|unsafe|>"
-    )
+    tokenizer, tokens = install_control_tokens(base.tokenizer, base.model, "<|safe|>", "<|unsafe|>")
     tokenizer.chat_template = template_with_safe_token(tokenizer.chat_template, tokens.safe)
     return BaseModel(base.model, tokenizer), tokens
 

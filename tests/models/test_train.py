@@ -103,7 +103,10 @@ def test_lora_through_the_language_model(
         write_recipe(LORA, frozen_features=False, micro_batch=3), data=data_folder, out=out
     )
     assert report.fidelity is not None
-    trained, base = load_file(out / "model.safetensors"), load_file(base_folder / "model.safetensors")
+    trained, base = (
+        load_file(out / "model.safetensors"),
+        load_file(base_folder / "model.safetensors"),
+    )
     moved = {name for name, value in base.items() if not torch.equal(value, trained[name])}
     assert "model.layers.0.self_attn.q_proj.weight" in moved
     assert "model.layers.3.mlp.up_proj.weight" in moved
@@ -156,9 +159,7 @@ def test_two_processes_agree_with_one(
     path: str, write_recipe: Write, data_folder: Path, tmp_path: Path
 ) -> None:
     recipe = (
-        write_recipe(SAFE_ROW)
-        if path == "features"
-        else write_recipe(LORA, frozen_features=False)
+        write_recipe(SAFE_ROW) if path == "features" else write_recipe(LORA, frozen_features=False)
     )
     script = tmp_path / "run.py"
     script.write_text(RUN)

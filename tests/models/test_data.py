@@ -1,0 +1,124 @@
+"""Examples from files: caps, split, wrappings, conversations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_safe.errors import DataError
+from edge_safe.models.data import Split, build_examples, read_rows
+from edge_safe.models.recipe import ConversationsSection, DataSection, WrappingsSection
+
+FILES = ("unsafe.jsonl", "safe.jsonl")
+
+
+def build(folder: Path, **changes: object) -> Split:
+    values = {"train": FILES, "validation_share": 0.3} | changes
+    return build_examples(DataSection(**values), folder)  # type: ignore[arg-type]
+
+
+def texts(split: Split) -> tuple[set[str], set[str]]:
+    train, validation = (
+        {m.content for e in part for p in e.prompts for m in p if m.role == "user"}
+        for part in (split.train, split.validation)
+    )
+    return train, validation
+
+
+def test_no_prompt_stands_in_both_splits(data_folder: Path) -> None:
+    train, validation = texts(build(data_folder))
+    assert train
+    assert validation
+    assert not train & validation
+
+
+def test_the_split_of_a_prompt_does_not_depend_on_the_others(data_folder: Path) -> None:
+    whole, less = build(data_folder), build(data_folder, caps={"safe-made": 20})
+    assert texts(less)[1] <= texts(whole)[1]
+
+
+def test_caps_limit_a_source(data_folder: Path) -> None:
+    split = build(data_folder, caps={"safe-made": 20})
+    assert sum(not e.unsafe for e in split.train + split.validation) == 20
+
+
+def test_a_cap_for_an_unknown_source_is_an_error(data_folder: Path) -> None:
+    with pytest.raises(DataError, match="safe-mode"):
+        build(data_folder, caps={"safe-mode": 3})
+
+
+def test_wrappings_are_on_both_sides_and_their_templates_in_one_split(data_folder: Path) -> None:
+    split = build(data_folder, wrappings=WrappingsSection("templates.jsonl", 1.0))
+    parts: list[set[str]] = []
+    for half in (split.train, split.validation):
+        wrapped = [e for e in half if e.source.startswith("wrapped:")]
+        assert sum(e.unsafe for e in wrapped) == len(wrapped) / 2 > 0
+        parts.append({e.prompts[0][0].content.split(" and ")[0] for e in wrapped})
+    assert not parts[0] & parts[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "unsafe", "prompts", "turns"),
+    [
+        ("split", True, 1, 3),
+        ("split_refused", True, 2, 1),
+        ("continuation", True, 2, 1),
+        ("after_refusal", False, 2, 1),
+    ],
+)
+def test_conversations_have_the_label_and_form_of_their_kind(
+    data_folder: Path, kind: str, unsafe: bool, prompts: int, turns: int
+) -> None:
+    split = build(data_folder, conversations=ConversationsSection(**{kind: 0.5}))
+    made = [e for e in split.train if e.source.startswith(f"{kind}:")]
+    assert made
+    assert {e.unsafe for e in made} == {unsafe}
+    assert {len(e.prompts) for e in made} == {prompts}
+    assert {len(e.prompts[-1]) for e in made} == {turns}
+
+
+def test_harmless_conversations_have_every_form_of_the_harmful_ones(data_folder: Path) -> None:
+    split = build(data_folder, conversations=ConversationsSection(harmless=3.0))
+    made = [e for e in split.train if e.source.startswith("harmless_turns:")]
+    assert not any(e.unsafe for e in made)
+    assert {len(e.prompts[0]) for e in made} == {3, 5}
+
+
+def test_the_same_seed_gives_the_same_examples(data_folder: Path) -> None:
+    conversations = ConversationsSection(split=0.5, harmless=0.5)
+    assert build(data_folder, conversations=conversations) == build(
+        data_folder, conversations=conversations
+    )
+
+
+def test_a_prompt_may_hold_signs_that_end_a_line_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "one\u2028two", "label": "safe"}\n', encoding="utf-8")
+    assert read_rows(path)[0].prompt == "one\u2028two"
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ('{"prompt": "a", "label": "fine"}', "line 1.*'fine'"),
+        ('{"label": "safe"}', 'needs "prompt"'),
+        ("[1]", "no JSON object"),
+        ("{", "no JSON"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, line: str, what: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(DataError, match=what):
+        read_rows(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.jsonl"):
+        read_rows(tmp_path / "none.jsonl")
+
+
+def test_a_split_without_both_labels_is_an_error(data_folder: Path) -> None:
+    with pytest.raises(DataError, match="not both labels"):
+        build(data_folder, train=("safe.jsonl",))

@@ -1,0 +1,112 @@
+"""The same code on other families: a text model with its own lm_head, and one that sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from edge_safe.errors import CheckpointError
+from edge_safe.models.base_model import BaseModel, check_layers, load_base
+from edge_safe.models.control_tokens import ControlTokens
+from edge_safe.models.lm_training import add_lora
+from edge_safe.models.recipe import LoraSection
+from edge_safe.models.safety_file import Calibration, describe
+from edge_safe.models.safety_head import SafetyConfig, SafetyModule
+from edge_safe.models.safety_model import SafetyTokenModel
+
+IMAGE = 9
+TEXT = {
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+    "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def make_llava() -> LlavaForConditionalGeneration:
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        image_size=16, patch_size=8, projection_dim=16,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=LlamaConfig(**TEXT), image_token_index=IMAGE,
+        image_token_id=IMAGE, vision_feature_layer=-1,
+    )  # fmt: skip
+    return LlavaForConditionalGeneration(config).requires_grad_(False)
+
+
+def make_qwen() -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(Qwen2Config(**TEXT, tie_word_embeddings=False)).requires_grad_(False)
+
+
+def wrap(model: PreTrainedModel, threshold: float = 0.5) -> SafetyTokenModel:
+    model.train(False)
+    safety = SafetyModule(SafetyConfig(32, (1, 2), 2, 4, 4)).requires_grad_(False)
+    safety.head(2).token.rows.normal_()
+    fitted = Calibration(1.0, 0.0, threshold, "nothing", 0, 0.5, 0.0, 0.0)
+    tokens = ControlTokens("<|safe|>", "<|unsafe|>", 3, 4)
+    file = describe(safety.config, tokens, 2, {"gate.2": fitted})
+    return SafetyTokenModel(model, PreTrainedTokenizerFast, safety, file)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("threshold", "token"), [(0.0, 4), (2.0, 3)])
+def test_a_model_that_sees_judges_picture_and_words(threshold: float, token: int) -> None:
+    model = wrap(make_llava(), threshold)
+    inputs = {
+        "input_ids": torch.tensor([[5, *[IMAGE] * 4, 20, 21]]),
+        "attention_mask": torch.ones(1, 7, dtype=torch.long),
+    }
+    pictures = [torch.zeros(1, 3, 16, 16), torch.randn(1, 3, 16, 16)]
+    logits = [model.assess(**inputs, pixel_values=x).readout.verdict_logits for x in pictures]
+    assert float((logits[0] - logits[1]).abs().max()) > 1e-2
+    output = model.generate(**inputs, pixel_values=pictures[1], max_new_tokens=4)
+    assert int(output[0, 7]) == token
+
+
+def test_an_untied_text_model_judges_and_answers() -> None:
+    model = wrap(make_qwen(), 2.0)
+    output = model.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=3)
+    assert int(output[0, 3]) == 3
+
+
+def test_adapters_stand_in_the_language_model_alone() -> None:
+    model = add_lora(make_llava(), LoraSection(rank=2, alpha=4, targets=("q_proj",), layers=(0, 2)))
+    adapted = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert adapted
+    assert all("language_model.layers." in name for name in adapted)
+    assert not any("layers.1." in name for name in adapted)
+
+
+@pytest.mark.parametrize("make", [make_llava, make_qwen])
+def test_both_kinds_are_opened_from_a_folder(
+    make: type[PreTrainedModel], tmp_path: Path, base: BaseModel
+) -> None:
+    model = make()
+    model.save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
+    opened = load_base(tmp_path, torch.float32).model
+    assert type(opened) is type(model)
+    assert not opened.training
+
+
+def test_a_head_beyond_the_model_is_an_error() -> None:
+    with pytest.raises(CheckpointError, match="layer 1 to 2"):
+        check_layers(make_qwen(), [1, 3])
+
+
+def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no model folder"):
+        load_base(tmp_path, torch.float32)
