@@ -156,7 +156,7 @@ def load_trained(
 
 def save_trained(model: PebbleForConditionalGeneration, folder: Path) -> None:
     """Writes the small form: config.json, pebble.safetensors and what the folder of origin had."""
-    config = model.config
+    config: PebbleConfig = model.config
     if not config.parts:
         raise CheckpointError(
             "This pebble was not assembled from parts, so there is no small form of it. Write it "
@@ -176,7 +176,7 @@ def save_trained(model: PebbleForConditionalGeneration, folder: Path) -> None:
     PebbleConfig.from_dict(fields).save_pretrained(folder)
     save_file(tensors, folder / TRAINED_FILE, metadata={"format": "pt"})
     for name in COPIED_FILES:
-        source = Path(model.name_or_path) / name
+        source = Path(str(model.name_or_path)) / name
         if source.is_file() and not (folder / name).exists():
             shutil.copy2(source, folder / name)
 

@@ -12,7 +12,7 @@ from edge_safe.models.pebble.projectors import GridProjectorConfig, SequenceProj
 MODALITIES = ("text_lines", "objects", "speech")
 
 
-class PebbleConfig(PreTrainedConfig):  # type: ignore[misc]
+class PebbleConfig(PreTrainedConfig):
     """Configuration of :class:`PebbleForConditionalGeneration`.
 
     It comes in two forms. The small one names the ``parts`` that the model is assembled from and

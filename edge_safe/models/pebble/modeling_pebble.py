@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class MergedPrompt:
     audio_tokens: list[int]
 
 
-class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """A language model with a text reader, an object encoder and a speech encoder.
 
     One id of ``input_ids`` stands for each picture and each recording; how many embeddings take
@@ -51,8 +51,9 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     """
 
     config_class = PebbleConfig
+    config: PebbleConfig
     base_model_prefix = ""
-    input_modalities = ("text", "image", "audio")
+    input_modalities = ["text", "image", "audio"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules = ["LlamaDecoderLayer", "WhisperEncoderLayer"]  # noqa: RUF012
@@ -73,10 +74,10 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         self.vision_projector = GridProjector(config.vision_projector_config)
         self.audio_encoder = WhisperEncoder(config.audio_config)
         self.audio_projector = SequenceProjector(config.audio_projector_config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *args: Any,
@@ -111,7 +112,9 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32
         if isinstance(dtype, str):
             dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-        return model.to(dtype).eval()
+        nn.Module.to(model, dtype=dtype)
+        model.train(False)
+        return model
 
     def save_trained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes the small form: what was trained here, and which parts the rest comes from.
@@ -241,14 +244,18 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         heard = self._audio_features(recordings, input_features, audio_lengths)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        rows, row_labels, image_tokens, audio_tokens = [], [], [], []
+        rows: list[Tensor] = []
+        row_labels: list[Tensor] = []
+        image_tokens: list[int] = []
+        audio_tokens: list[int] = []
         for row in range(len(input_ids)):
             real = attention_mask[row].bool()
             merged, kept_labels, counts = self._merge_row(
                 input_ids[row][real], None if labels is None else labels[row][real], seen, heard
             )
             rows.append(merged)
-            row_labels.append(kept_labels)
+            if kept_labels is not None:
+                row_labels.append(kept_labels)
             image_tokens.append(counts[0])
             audio_tokens.append(counts[1])
         side = "left" if pad_left else "right"
@@ -316,7 +323,9 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         return output
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(  # type: ignore[override]
+        self, inputs: Tensor | None = None, **kwargs: Any
+    ) -> Any:
         """Decodes; takes ``merge``'s media beside transformers' own arguments.
 
         Returns:
@@ -334,18 +343,21 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         )
         media = {name: kwargs.pop(name, None) for name in names}
         if input_ids is None or not self._has_media(input_ids, tuple(media.values())):
-            return super().generate(input_ids, **kwargs)
+            return GenerationMixin.generate(cast(Any, self), input_ids, **kwargs)
         mask = kwargs.pop("attention_mask", None)
         prompt = self.merge(input_ids, mask, pad_left=True, **media)
-        output = super().generate(
-            inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **kwargs
+        output = GenerationMixin.generate(
+            cast(Any, self),
+            inputs_embeds=prompt.inputs_embeds,
+            attention_mask=prompt.attention_mask,
+            **kwargs,
         )
         return torch.cat([input_ids, output], 1) if isinstance(output, Tensor) else output
 
     @property
     def _tied_embedding(self) -> Tensor:
-        weight: Tensor = self.language_model.get_input_embeddings().weight
-        return weight
+        weight = self.language_model.model.embed_tokens.weight
+        return cast(Tensor, weight)
 
     def _has_media(self, input_ids: Tensor, media: Sequence[Tensor | None]) -> bool:
         ids = (

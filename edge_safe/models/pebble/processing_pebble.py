@@ -227,10 +227,7 @@ class PebbleProcessor:
 
     def encode(self, turns: Sequence[Turn]) -> list[int]:
         """Ids of a conversation that ends where the answer begins, placeholders in place."""
-        if turns and turns[-1].role == "assistant":
-            turns, begun = turns, True
-        else:
-            begun = False
+        begun = turns[-1].role == "assistant"
         marks = [f"mark{secrets.token_hex(16)}end" for _ in turns]
         text = str(
             self.tokenizer.apply_chat_template(
@@ -256,9 +253,7 @@ class PebbleProcessor:
             run = self._encode_template(ids, run, text)
         return ids + self._plain(run)
 
-    def text_lines(
-        self, pictures: Sequence[Image.Image], detector: Detector
-    ) -> dict[str, Tensor]:
+    def text_lines(self, pictures: Sequence[Image.Image], detector: Detector) -> dict[str, Tensor]:
         """Finds and cuts the lines of RGB pictures."""
         settings = self.settings.text_lines
         lines: list[Image.Image] = []
@@ -316,7 +311,7 @@ class PebbleProcessor:
 
     def decode(self, ids: Tensor | Sequence[int], **kwargs: Any) -> str:
         """Text of (T,) ids."""
-        return str(self.tokenizer.decode(ids, **kwargs))
+        return str(self.tokenizer.decode(list(ids), **kwargs))
 
     def _after_media(self, text: str) -> list[int]:
         """The line break behind media, and the text.
@@ -360,6 +355,7 @@ def _read_turns(conversation: str | Sequence[Mapping[str, Any]]) -> list[Turn]:
         try:
             turn = Turn(str(message["role"]), "")
             content = message["content"]
+            parts: Sequence[Mapping[str, Any]]
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
             for part in parts:
                 kind = part["type"]
