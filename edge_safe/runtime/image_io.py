@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 50_000_000
+
+# Pillow reads more, some of it by starting other programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -42,9 +46,8 @@ def read_image(source: ImageInput) -> NDArray[np.uint8]:
     if isinstance(source, Image.Image):
         return _to_rgb(source, "the picture")
     name = "the picture" if isinstance(source, bytes) else str(source)
-    stream = io.BytesIO(_read(source, name))
     try:
-        with Image.open(stream) as image:
+        with _open(source, name) as stream, Image.open(stream, formats=FORMATS) as image:
             _check_size(image.width, image.height, name)
             return _to_rgb(image, name)
     except MediaError:
@@ -52,18 +55,22 @@ def read_image(source: ImageInput) -> NDArray[np.uint8]:
     except Image.DecompressionBombError as error:
         raise MediaError(f"{name} is too large: {error}. Scale it down.") from error
     except UnidentifiedImageError as error:
-        raise MediaError(f"{name} is not a picture in a format that can be read.") from error
+        raise MediaError(
+            f"{name} is not a picture of a known format ({', '.join(FORMATS)})."
+        ) from error
     except Exception as error:  # pillow's plug-ins raise whatever a damaged file provokes
         raise MediaError(f"{name} cannot be decoded, it seems damaged: {error}.") from error
 
 
-def _read(source: ImageInput, name: str) -> bytes:
-    """Bytes of a file, or the bytes that were given."""
+def _open(source: ImageInput, name: str) -> BinaryIO:
+    """A stream over a file or over bytes, not empty."""
     if isinstance(source, bytes):
-        data = source
+        stream: BinaryIO = io.BytesIO(source)
+        size = len(source)
     elif isinstance(source, str | PathLike):
         try:
-            data = Path(source).read_bytes()
+            stream = Path(source).open("rb")
+            size = os.fstat(stream.fileno()).st_size
         except FileNotFoundError as error:
             raise MediaError(f"There is no picture at {name}.") from error
         except (OSError, ValueError) as error:
@@ -73,9 +80,10 @@ def _read(source: ImageInput, name: str) -> bytes:
             f"A picture was given as {type(source).__name__}; give a path, bytes, a PIL image or "
             "a uint8 array (H, W, 3)."
         )
-    if not data:
+    if not size:
+        stream.close()
         raise MediaError(f"{name} is empty (0 bytes).")
-    return data
+    return stream
 
 
 def _check_size(width: int, height: int, name: str) -> None:

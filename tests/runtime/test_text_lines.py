@@ -11,9 +11,7 @@ from edge_safe.runtime import text_lines
 
 reference = pytest.importorskip("edge_safe.models.pebble.text_lines", reason="needs scipy")
 
-CONFIG = msgspec.convert(
-    msgspec.structs.asdict(reference.TextLineConfig()), text_lines.TextLines
-)
+CONFIG = msgspec.convert(msgspec.structs.asdict(reference.TextLineConfig()), text_lines.TextLines)
 
 
 def blobs(seed: int) -> np.ndarray:

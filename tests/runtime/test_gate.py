@@ -1,0 +1,66 @@
+"""From two logits to a verdict."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_safe.errors import GateError
+from edge_safe.runtime.gate import judge
+from edge_safe.runtime.manifest import StageCalibration
+from edge_safe.runtime.prefill import chunks
+from edge_safe.runtime.verdict import Decision
+
+
+def logits(unsafe: float, safe: float) -> np.ndarray:
+    return np.array([[unsafe, safe]], np.float32)
+
+
+def test_calibration_is_applied_to_the_difference() -> None:
+    verdict = judge(logits(3.0, 1.0), StageCalibration(scale=0.5, bias=-0.25), 0.5, "gate")
+    assert verdict.p_unsafe == pytest.approx(1 / (1 + math.exp(-0.75)))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "decision"), [(0.5, Decision.REFUSE), (0.50001, Decision.ALLOW)]
+)
+def test_the_threshold_itself_refuses(threshold: float, decision: Decision) -> None:
+    verdict = judge(logits(1.0, 1.0), StageCalibration(), threshold, "gate")
+    assert verdict.decision is decision
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_is_no_number_is_a_gate_error(bad: float, place: int) -> None:
+    values = logits(0.0, 0.0)
+    values[0, place] = bad
+    with pytest.raises(GateError, match="verdict logits"):
+        judge(values, StageCalibration(), 0.5, "gate")
+
+
+def test_both_infinite_is_a_gate_error() -> None:
+    with pytest.raises(GateError):
+        judge(logits(np.inf, np.inf), StageCalibration(), 0.5, "gate")
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 1), (2, 2), (1, 3), (0, 2)])
+def test_another_shape_is_a_gate_error(shape: tuple[int, ...]) -> None:
+    with pytest.raises(GateError, match="shape"):
+        judge(np.zeros(shape, np.float32), StageCalibration(), 0.5, "gate")
+
+
+def test_extreme_logits_do_not_overflow() -> None:
+    assert judge(logits(3e38, -3e38), StageCalibration(), 0.5, "gate").p_unsafe == 1.0
+    assert judge(logits(-3e38, 3e38), StageCalibration(), 0.5, "gate").p_unsafe == 0.0
+
+
+@given(st.integers(2, 3000), st.integers(2, 600))
+def test_chunks_cover_everything_and_end_with_two(total: int, size: int) -> None:
+    pieces = chunks(total, size)
+    assert [i for start, end in pieces for i in range(start, end)] == list(range(total))
+    assert all(end - start <= size for start, end in pieces)
+    assert pieces[-1][1] - pieces[-1][0] >= 2
