@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -66,24 +65,28 @@ def _open(source: ImageInput, name: str) -> BinaryIO:
     """A stream over a file or over bytes, not empty."""
     if isinstance(source, bytes):
         stream: BinaryIO = io.BytesIO(source)
-        size = len(source)
     elif isinstance(source, str | PathLike):
-        try:
-            stream = Path(source).open("rb")
-            size = os.fstat(stream.fileno()).st_size
-        except FileNotFoundError as error:
-            raise MediaError(f"There is no picture at {name}.") from error
-        except (OSError, ValueError) as error:
-            raise MediaError(f"Cannot read the picture {name}: {error}.") from error
+        stream = _open_file(Path(source), name)
     else:
         raise MediaError(
             f"A picture was given as {type(source).__name__}; give a path, bytes, a PIL image or "
             "a uint8 array (H, W, 3)."
         )
-    if not size:
+    if not stream.read(1):
         stream.close()
         raise MediaError(f"{name} is empty (0 bytes).")
+    stream.seek(0)
     return stream
+
+
+def _open_file(path: Path, name: str) -> BinaryIO:
+    """A file for reading."""
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise MediaError(f"There is no picture at {name}.") from error
+    except (OSError, ValueError) as error:
+        raise MediaError(f"Cannot read the picture {name}: {error}.") from error
 
 
 def _check_size(width: int, height: int, name: str) -> None:

@@ -137,7 +137,7 @@ def test_a_long_conversation_drops_whole_turns(model: SafeModel) -> None:
 
 def test_a_shortened_conversation_equals_one_that_began_there(model: SafeModel) -> None:
     chat = model.chat()
-    long = "Tell me a story about a boat and the river. " * 14
+    long = "Tell me a story about a boat and the river. " * 30
     chat.send(long, max_tokens=1)
     shortened = chat.send(long, max_tokens=8)
     fresh = model.chat().send(long, max_tokens=8)

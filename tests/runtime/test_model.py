@@ -105,12 +105,10 @@ def test_the_verdict_comes_before_the_decoder_runs(model: SafeModel) -> None:
 
 
 def test_assess_decodes_nothing(model: SafeModel) -> None:
+    reply = model.generate("What does the sign say?", max_tokens=2)
     before = model.run_counts()["decoder"]
     verdict = model.assess("What does the sign say?")
-    assert verdict.p_unsafe == model.generate("What does the sign say?").verdict.p_unsafe
-    assert model.run_counts()["decoder"] - before <= 256
-    before = model.run_counts()["decoder"]
-    model.assess("What does the sign say?")
+    assert verdict.p_unsafe == reply.verdict.p_unsafe
     assert model.run_counts()["decoder"] == before
 
 
@@ -232,9 +230,7 @@ def test_threads_do_not_disturb_each_other(model: SafeModel) -> None:
         assert together[number].verdict.p_unsafe == reply.verdict.p_unsafe
 
 
-def test_a_request_needs_no_network(
-    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_needs_no_network(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a socket was made")
 

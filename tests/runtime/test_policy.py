@@ -30,7 +30,7 @@ def test_the_default_refusal_is_english() -> None:
 
 
 def test_an_unknown_key_is_answered_with_the_nearest() -> None:
-    with pytest.raises(PolicyError, match="'treshold'.*did you mean 'thresholds'"):
+    with pytest.raises(PolicyError, match=r"'treshold'.*did you mean 'thresholds'"):
         parse_policy({"treshold": {}}, "p.toml")
 
 

@@ -101,7 +101,7 @@ def test_filters_equal_those_of_transformers() -> None:
     ):
         scores = step(ids, scores)
     allowed = set(np.flatnonzero(np.isfinite(scores[0].numpy())).tolist())
-    settings = dict(temperature=0.7, top_k=6, top_p=0.8, repetition_penalty=1.3)
+    settings = {"temperature": 0.7, "top_k": 6, "top_p": 0.8, "repetition_penalty": 1.3}
     drawn = {
         Sampler(Sampling(seed=seed, **settings), (), np.array(seen), 12).choose(logits)
         for seed in range(300)
