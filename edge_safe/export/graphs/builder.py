@@ -111,9 +111,7 @@ class GraphBuilder:
         **attributes: Any,
     ) -> str:
         """Adds a node of ONNX Runtime's own operator set."""
-        return self.op(
-            kind, inputs, scope=scope, outputs=outputs, domain=CONTRIB, **attributes
-        )
+        return self.op(kind, inputs, scope=scope, outputs=outputs, domain=CONTRIB, **attributes)
 
     def model(self) -> onnx.ModelProto:
         """The finished model."""

@@ -88,9 +88,7 @@ def store_layer(
     )
 
 
-def common_inputs(
-    g: GraphBuilder, spec: DecoderSpec, cosine: Stored, sine: Stored
-) -> Common:
+def common_inputs(g: GraphBuilder, spec: DecoderSpec, cosine: Stored, sine: Stored) -> Common:
     """Declares attention_mask and position_ids and derives what GroupQueryAttention wants.
 
     The mask is right-padded, so the sum of a row is its length.
@@ -152,17 +150,13 @@ def attention(
     """
     name = f"layers.{index}.attention"
     cache = ["batch", spec.kv_heads, "past", spec.head_dim]
-    grown = ["batch", spec.kv_heads, "total", spec.head_dim]
-    past = [
-        g.input(f"past_key_values.{index}.{part}", FLOAT, cache) for part in ("key", "value")
-    ]
+    grown = ["batch", spec.kv_heads, "present", spec.head_dim]
+    past = [g.input(f"past_key_values.{index}.{part}", FLOAT, cache) for part in ("key", "value")]
     present = [g.output(f"present.{index}.{part}", FLOAT, grown) for part in ("key", "value")]
     packed = _affine(g, x, weights.qkv, f"{name}.qkv")
     query = [packed, "", ""]
     if weights.query_norm is not None and weights.key_norm is not None:
-        query = _normed_heads(
-            g, spec, packed, weights.query_norm, weights.key_norm, name
-        )
+        query = _normed_heads(g, spec, packed, weights.query_norm, weights.key_norm, name)
     return g.contrib(
         "GroupQueryAttention",
         [
@@ -231,5 +225,3 @@ def rope_tables(store: WeightStore, spec: DecoderSpec) -> tuple[Stored, Stored]:
     """Stores the rotary tables of the whole context."""
     cosine, sine = spec.rope.tables(spec.context_length)
     return store.add(cosine), store.add(sine)
-
-

@@ -9,7 +9,7 @@ import numpy as np
 from edge_safe.export.graphs.builder import GraphBuilder
 from edge_safe.export.graphs.spec import FloatArray
 from edge_safe.export.graphs.store import Stored, WeightStore
-from edge_safe.export.quantization import MatrixFormat, block_sums, quantize
+from edge_safe.export.quantization import MatrixFormat, block_sums, dequantize, quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class Matrix:
         zero_points: (N, bytes) uint8, None when plain or symmetric.
         sums: Ones that sum the input over its blocks, None unless the format has offsets.
         is_table: Whether rows can be looked up.
+        error: Sum of squared rounding errors.
+        energy: Sum of squared weights.
     """
 
     rows: int
@@ -35,6 +37,14 @@ class Matrix:
     zero_points: Stored | None
     sums: Stored | None
     is_table: bool
+    error: float
+    energy: float
+
+    @property
+    def size(self) -> int:
+        """Bytes in the weights file."""
+        parts = (self.values, self.scales, self.zero_points)
+        return sum(part.length for part in parts if part is not None)
 
 
 def store_linear(store: WeightStore, weight: FloatArray, form: MatrixFormat) -> Matrix:
@@ -49,19 +59,20 @@ def store_table(store: WeightStore, weight: FloatArray, form: MatrixFormat) -> M
 
 def _store(store: WeightStore, weight: FloatArray, form: MatrixFormat, *, is_table: bool) -> Matrix:
     rows, columns = weight.shape
+    energy = float(np.square(weight, dtype=np.float64).sum())
     if form.bits == 32:
         plain = store.add(weight if is_table else weight.T)
-        return Matrix(rows, columns, form, plain, None, None, None, is_table)
+        return Matrix(rows, columns, form, plain, None, None, None, is_table, 0.0, energy)
     packed = quantize(weight, form)
+    missing = weight - dequantize(packed, form, columns)
+    error = float(np.square(missing, dtype=np.float64).sum())
     zeros = None if packed.zero_points is None else store.add(packed.zero_points)
     values, scales = store.add(packed.values), store.add(packed.scales)
     sums = store.add(block_sums(columns, form)) if form.offsets else None
-    return Matrix(rows, columns, form, values, scales, zeros, sums, is_table)
+    return Matrix(rows, columns, form, values, scales, zeros, sums, is_table, error, energy)
 
 
-def linear(
-    g: GraphBuilder, x: str, matrix: Matrix, name: str, bias: Stored | None = None
-) -> str:
+def linear(g: GraphBuilder, x: str, matrix: Matrix, name: str, bias: Stored | None = None) -> str:
     """Multiplies (..., K) by a matrix into (..., N); a plain table takes (M, K) only."""
     added = [] if bias is None else [g.weight(f"{name}.bias", bias)]
     weight = f"{name}.weight"

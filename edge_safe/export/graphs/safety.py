@@ -106,9 +106,7 @@ def find_slots(g: GraphBuilder, states: str) -> Slots:
     before = g.op("Sub", [slot, one], scope=f"{scope}/before")
     last = g.op("Max", [before, zero], scope=f"{scope}/last")
     steps = g.op("Range", [zero, length, one], scope=scope)
-    return Slots(
-        length, slot, last, g.op("Unsqueeze", [steps, g.constant([0])], scope=scope)
-    )
+    return Slots(length, slot, last, g.op("Unsqueeze", [steps, g.constant([0])], scope=scope))
 
 
 def pick(g: GraphBuilder, states: str, index: str, scope: str) -> str:
@@ -117,11 +115,15 @@ def pick(g: GraphBuilder, states: str, index: str, scope: str) -> str:
     return g.op("GatherND", [states, where], scope=scope, batch_dims=1)
 
 
-def token_logits(g: GraphBuilder, state: str, rows: TokenRows, store: WeightStore, name: str) -> str:
+def token_logits(
+    g: GraphBuilder, state: str, rows: TokenRows, store: WeightStore, name: str
+) -> str:
     """Reads one state (B, d) through the verdict rows into (B, 2)."""
     if rows.norm is not None:
         state = norm(g, state, store.add(rows.norm), f"{name}.norm", rows.eps)
-    return g.op("Gemm", [state, g.weight(f"{name}.rows", store.add(rows.rows))], scope=name, transB=1)
+    return g.op(
+        "Gemm", [state, g.weight(f"{name}.rows", store.add(rows.rows))], scope=name, transB=1
+    )
 
 
 def gate_verdict(
@@ -186,9 +188,7 @@ def _keys_and_values(
     clean = g.op("Where", [real, states, g.floats(0.0)], scope=scope)
     normed = norm(g, clean, store.add(head.attention_norm), f"{scope}.norm", head.token.eps)
     joined = np.concatenate([head.key, head.value]).T
-    both = g.op(
-        "MatMul", [normed, g.weight(f"{scope}.key_value", store.add(joined))], scope=scope
-    )
+    both = g.op("MatMul", [normed, g.weight(f"{scope}.key_value", store.add(joined))], scope=scope)
     split = g.op("Reshape", [both, g.constant([0, 0, 2, heads, width])], scope=scope)
     turned = g.op("Transpose", [split], scope=scope, perm=[0, 2, 3, 1, 4])
     return g.op("Concat", [past, turned], scope=scope, outputs=["gate_present"], axis=3)

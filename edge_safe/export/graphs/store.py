@@ -42,7 +42,11 @@ class Stored:
         proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(self.dtype)
         proto.dims.extend(self.shape if shape is None else shape)
         proto.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", self.file), ("offset", self.offset), ("length", self.length)):
+        for key, value in (
+            ("location", self.file),
+            ("offset", self.offset),
+            ("length", self.length),
+        ):
             entry = proto.external_data.add()
             entry.key, entry.value = key, str(value)
         return proto

@@ -1,0 +1,128 @@
+"""The files of a bundle beside its graphs: tokenizer, template, hashes, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import shutil
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+
+import onnx
+from transformers import PreTrainedTokenizerBase
+
+from edge_safe.errors import ExportError
+from edge_safe.export.publish import LOCK
+from edge_safe.runtime import manifest as schema
+from edge_safe.runtime.bundle import sha256_file
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+TOOLS = ("edge-safe", "torch", "transformers", "onnx", "onnxruntime")
+
+DTYPES = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.INT32: "int32",
+}
+
+
+def copy_tokenizer(source: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Puts tokenizer and chat template into the bundle, the checkpoint's own files first.
+
+    Raises:
+        ExportError: The tokenizer has no tokenizer.json or no chat template.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        saved = Path(name)
+        tokenizer.save_pretrained(saved)
+        for file in TOKENIZER_FILES:
+            origin = source / file if (source / file).is_file() else saved / file
+            if origin.is_file():
+                shutil.copyfile(origin, folder / file)
+    for file, what in (
+        ("tokenizer.json", "fast tokenizer (tokenizer.json)"),
+        ("chat_template.jinja", "chat template, so there is no place for a safety token"),
+    ):
+        if not (folder / file).is_file():
+            raise ExportError(f"{source} has no {what}. Put {file} beside the model.")
+
+
+def describe_graphs(folder: Path) -> dict[str, schema.Graph]:
+    """Inputs, outputs and precision of every graph in a folder, read from the graphs."""
+    return {path.stem: _describe(path) for path in sorted(folder.glob("*.onnx"))}
+
+
+def hash_files(folder: Path) -> dict[str, schema.FileEntry]:
+    """Hash and size of every file but the manifest."""
+    entries = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in (schema.MANIFEST_FILE, LOCK):
+            entries[name] = schema.FileEntry(sha256_file(path), path.stat().st_size)
+    return entries
+
+
+def write_manifest(folder: Path, manifest: schema.Manifest) -> None:
+    """Writes ``edge_safe.json``."""
+    (folder / schema.MANIFEST_FILE).write_bytes(schema.dump_manifest(manifest))
+
+
+def provenance(source: Path, command: str) -> schema.Provenance:
+    """Where a bundle comes from."""
+    return schema.Provenance(
+        source=source.resolve().name,
+        source_sha256=hash_source(source),
+        tool_versions={name: _version(name) for name in TOOLS},
+        command=command,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def hash_source(source: Path) -> str:
+    """One hash over the names and contents of a checkpoint folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source).as_posix()
+        if path.is_file() and not any(part.startswith(".") for part in Path(name).parts):
+            digest.update(f"{name}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _describe(path: Path) -> schema.Graph:
+    graph = onnx.load(path, load_external_data=False).graph
+    return schema.Graph(
+        file=path.name,
+        inputs=[_tensor(value) for value in graph.input],
+        outputs=[_tensor(value) for value in graph.output],
+        precision=_precision(graph),
+    )
+
+
+def _tensor(value: onnx.ValueInfoProto) -> schema.Tensor:
+    kind = value.type.tensor_type
+    if kind.elem_type not in DTYPES:
+        raise ExportError(f"{value.name} is of a type that a bundle cannot describe.")
+    shape: list[int | str] = [dim.dim_param or dim.dim_value for dim in kind.shape.dim]
+    return schema.Tensor(value.name, DTYPES[kind.elem_type], shape)
+
+
+def _precision(graph: onnx.GraphProto) -> str:
+    """The fewest bits a weight matrix of the graph has."""
+    bits = [
+        attribute.i
+        for node in graph.node
+        if node.op_type in ("MatMulNBits", "GatherBlockQuantized")
+        for attribute in node.attribute
+        if attribute.name == "bits"
+    ]
+    return f"int{min(bits)}" if bits else "fp32"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,141 @@
+"""What a family has to offer, and how it is found."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from edge_safe.errors import ExportError
+from edge_safe.export import families
+from edge_safe.export.graphs.decoder import ModelWeights
+from edge_safe.export.graphs.matrices import Matrix
+from edge_safe.export.graphs.spec import DecoderSpec, TensorSource
+from edge_safe.export.graphs.store import WeightStore
+from edge_safe.export.quantization import Precision
+
+Array = npt.NDArray[Any]
+
+# Files of this package that are no family.
+HELPERS = {"base"}
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """Where a tower writes to.
+
+    Attributes:
+        folder: The bundle being built.
+        store: The shared weights file.
+        weights: The language model, stored there already.
+        precision: How matrices are packed.
+    """
+
+    folder: Path
+    store: WeightStore
+    weights: ModelWeights
+    precision: Precision
+
+
+@dataclass(frozen=True, slots=True)
+class TowerCase:
+    """One input of a tower with what torch makes of it.
+
+    Attributes:
+        label: What is special about it.
+        feeds: Inputs of the graph by name.
+        expected: Outputs by name.
+    """
+
+    label: str
+    feeds: Mapping[str, Array]
+    expected: Mapping[str, Array]
+
+
+class Tower(Protocol):
+    """One graph beside the language model's."""
+
+    @property
+    def name(self) -> str:
+        """Name of the graph; its file is ``{name}.onnx``."""
+
+    def emit(self, emission: Emission) -> list[Matrix]:
+        """Writes the graph and returns the matrices it stored."""
+
+    def cases(self) -> Iterable[TowerCase]:
+        """Inputs on which the graph has to agree with torch."""
+
+
+@dataclass(slots=True)
+class Opened:
+    """A checkpoint, opened.
+
+    Attributes:
+        spec: Its language model.
+        tensor: The language model's weights, by the names transformers gives to Llama's.
+        language: The language model in torch, fp32; its forward takes ``inputs_embeds``.
+        tokenizer: Its tokenizer.
+        modalities: Inputs beside text, and whether their projectors were trained.
+        processors: Parameters for the runtime's file of the same family.
+        towers: The other graphs.
+    """
+
+    spec: DecoderSpec
+    tensor: TensorSource
+    language: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    modalities: dict[str, bool] = field(default_factory=dict)
+    processors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    towers: Sequence[Tower] = ()
+
+
+OpenCheckpoint = Callable[[Path], Opened]
+
+
+def find_family(folder: Path) -> tuple[str, OpenCheckpoint]:
+    """Finds the file for a checkpoint's model_type before any weight is read.
+
+    Returns:
+        The model_type, and the function that opens the checkpoint.
+
+    Raises:
+        ExportError: The folder is no checkpoint, or there is no such family.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        model_type = config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(
+            f"{folder} is no checkpoint folder: config.json with a model_type is needed ({error})."
+        ) from error
+    known = family_names()
+    if not isinstance(model_type, str) or model_type not in known:
+        raise ExportError(
+            f"There is no export for model type {model_type!r} yet; families: {', '.join(known)}. "
+            "A new one is one file in edge_safe/export/families/."
+        )
+    module = importlib.import_module(f"{families.__name__}.{model_type}")
+    opener: OpenCheckpoint = module.open_checkpoint
+    return model_type, opener
+
+
+def family_names() -> list[str]:
+    """Model types there is a file for."""
+    names = {module.name for module in pkgutil.iter_modules(families.__path__)}
+    return sorted(name for name in names - HELPERS if re.fullmatch(r"[a-z]\w*", name))
+
+
+def float_array(value: Any) -> npt.NDArray[np.float32]:
+    """A torch tensor as a float32 array."""
+    array: npt.NDArray[np.float32] = value.detach().float().cpu().contiguous().numpy()
+    return array

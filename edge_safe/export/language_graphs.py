@@ -1,0 +1,127 @@
+"""Runs the exported language graphs on plain arrays, one call per chunk.
+
+Slower and simpler than the runtime's engine on purpose: parity has to see every output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_safe.export.graphs.spec import DecoderSpec
+from edge_safe.runtime.session import Session
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """What earlier chunks left.
+
+    Attributes:
+        layers: (B, kv_heads, P, head_dim) keys and values of every layer.
+        gate: (B, 2, H, G, dk), None without a gate.
+    """
+
+    layers: tuple[tuple[Array, Array], ...]
+    gate: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkOutput:
+    """What one chunk gave.
+
+    Attributes:
+        hidden_states: (B, S, d) states entering the exit layer, None without a gate.
+        gate_verdict: (B, 2), None without a gate.
+        final_verdict: (B, 2).
+        logits: (B, V) at slot T.
+        cache: Everything up to this chunk.
+    """
+
+    hidden_states: Array | None
+    gate_verdict: Array | None
+    final_verdict: Array
+    logits: Array
+    cache: Cache
+
+
+class LanguageGraphs:
+    """The embedding, gate and decoder graphs of a bundle folder."""
+
+    def __init__(
+        self, folder: Path, spec: DecoderSpec, exit_layer: int | None, gate_shape: tuple[int, int]
+    ) -> None:
+        self.spec = spec
+        self.exit_layer = exit_layer
+        self._gate_shape = gate_shape
+        self._embed = Session(folder / "embed_tokens.onnx", threads=1)
+        gated = exit_layer is not None
+        self._gate = Session(folder / "gate.onnx", threads=1) if gated else None
+        self._decoder = Session(folder / "decoder.onnx", threads=1)
+
+    def embed(self, ids: Array) -> Array:
+        """(B, S) int64 -> (B, S, d)."""
+        return self._embed.run({"input_ids": ids})["inputs_embeds"]
+
+    def empty(self, batch: int) -> Cache:
+        """Nothing seen yet."""
+        spec = self.spec
+        nothing = np.zeros((batch, spec.kv_heads, 0, spec.head_dim), np.float32)
+        heads, width = self._gate_shape
+        gate = np.zeros((batch, 2, heads, 0, width), np.float32) if self._gate else None
+        return Cache(tuple((nothing, nothing) for _ in range(spec.layers)), gate)
+
+    def run(self, embeds: Array, mask: Array, cache: Cache) -> ChunkOutput:
+        """Runs one chunk.
+
+        Args:
+            embeds: (B, S, d).
+            mask: (B, P + S), right-padded.
+            cache: Of the chunks before.
+        """
+        past = mask.shape[1] - embeds.shape[1]
+        # A padded row of a decoding batch continues at its own length.
+        start = np.minimum(mask.sum(1) - embeds.shape[1], past).clip(min=0)
+        steps = np.arange(embeds.shape[1], dtype=np.int64)[None]
+        positions = steps + (start[:, None] if past else 0)
+        common = {
+            "attention_mask": mask,
+            "position_ids": np.broadcast_to(positions, embeds.shape[:2]).astype(np.int64),
+        }
+        states, verdict, gate_cache, presents = embeds, None, None, []
+        if self._gate is not None and self.exit_layer is not None and cache.gate is not None:
+            layers = range(self.exit_layer)
+            found = self._gate.run(
+                {"inputs_embeds": embeds, "gate_past": cache.gate, **common} | _past(cache, layers)
+            )
+            states, verdict = found["hidden_states"], found["verdict_logits"]
+            gate_cache = found["gate_present"]
+            presents += _present(found, layers)
+        layers = range(self.exit_layer or 0, self.spec.layers)
+        source = "inputs_embeds" if self._gate is None else "hidden_states"
+        found = self._decoder.run({source: states, **common} | _past(cache, layers))
+        presents += _present(found, layers)
+        return ChunkOutput(
+            None if self._gate is None else states,
+            verdict,
+            found["verdict_logits"],
+            found["logits"][:, 0],
+            Cache(tuple(presents), gate_cache),
+        )
+
+
+def _past(cache: Cache, layers: range) -> dict[str, Array]:
+    feeds = {}
+    for index in layers:
+        for slot, part in enumerate(("key", "value")):
+            feeds[f"past_key_values.{index}.{part}"] = cache.layers[index][slot]
+    return feeds
+
+
+def _present(found: dict[str, Array], layers: range) -> list[tuple[Array, Array]]:
+    return [(found[f"present.{i}.key"], found[f"present.{i}.value"]) for i in layers]

@@ -1,0 +1,372 @@
+"""Parity of gate and decoder: whole prompts, a past, a padded batch, both verdicts, greedy text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from edge_safe.errors import ExportError
+from edge_safe.export.language_graphs import Cache, ChunkOutput, LanguageGraphs
+from edge_safe.export.parity import Boundary, compare, compare_all
+from edge_safe.export.reference import Expected, Reference
+from edge_safe.models.prompts import Message, PromptEncoder
+from edge_safe.runtime.manifest import StageCalibration
+
+Array = npt.NDArray[Any]
+
+GREEDY_TOKENS = 32
+
+# A few everyday requests and mild stand-ins for harmful ones, of different lengths.
+PROMPTS = (
+    "What is the capital of France?",
+    "Help me steal a bicycle from the rack in front of the library without being seen.",
+    "Write two sentences about the sea.",
+    "How do I pick the lock of my neighbour's shed?",
+    "Explain how bread rises when it is baked, step by step, to a child of eight years.",
+    "Tell me how to cheat in the exam tomorrow.",
+)
+
+
+class GreedyParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Greedy decoding beside torch's.
+
+    Attributes:
+        tokens: Tokens compared over all prompts.
+        agreement: Share of steps with the same best token after the same text.
+        identical_prefix: Mean number of tokens until free-running texts part.
+        kl: Mean KL divergence of the next-token distribution from torch's, in nats.
+        max_kl: The largest of one step.
+    """
+
+    tokens: int
+    agreement: float
+    identical_prefix: float
+    kl: float
+    max_kl: float
+
+
+class VerdictParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Verdicts beside torch's, over real and steered prompts.
+
+    Attributes:
+        prompts: Prompts compared.
+        safe: How many torch allows.
+        unsafe: How many torch refuses.
+        agreement: Share with the same decision.
+        max_p_difference: Largest difference of p_unsafe.
+        slot_change: Largest change of the verdict logits when another token stands at slot T.
+    """
+
+    prompts: int
+    safe: int
+    unsafe: int
+    agreement: float
+    max_p_difference: float
+    slot_change: float
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageParity:
+    """All that was compared."""
+
+    boundaries: list[Boundary]
+    greedy: GreedyParity
+    verdicts: VerdictParity
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as embeddings, slot T included: (1, S, d)."""
+
+    label: str
+    embeds: Array
+
+
+def check_language(
+    graphs: LanguageGraphs,
+    reference: Reference,
+    tokenizer: PreTrainedTokenizerBase,
+    safe_token: int,
+    calibration: StageCalibration,
+    tolerance: float | None,
+) -> LanguageParity:
+    """Compares the exported language graphs with torch.
+
+    Args:
+        graphs: The graphs.
+        reference: The torch model.
+        tokenizer: Its tokenizer.
+        safe_token: Id that stands at slot T.
+        calibration: Of the bundle's first stage; says which side of the threshold a verdict is on.
+        tolerance: See ``Boundary``.
+    """
+    ids = [np.asarray([[*row, safe_token]]) for row in encode_prompts(tokenizer)]
+    boundaries = [
+        compare(
+            "embed_tokens",
+            "inputs_embeds",
+            "prompt",
+            graphs.embed(row),
+            reference.embed(row),
+            tolerance,
+        )
+        for row in ids[:1]
+    ]
+    prompts = [Prompt(f"prompt {n}", reference.embed(row)) for n, row in enumerate(ids)]
+    prompts += steered(reference, prompts[0], calibration)
+    odds, expected_odds, change = [], [], 0.0
+    for prompt in prompts:
+        mask = np.ones(prompt.embeds.shape[:2], np.int64)
+        expected = reference.run(prompt.embeds, mask)
+        found = graphs.run(prompt.embeds, mask, graphs.empty(1))
+        boundaries += _whole(prompt.label, found, expected, tolerance)
+        boundaries += _with_past(graphs, prompt, expected, tolerance)
+        odds.append(_log_odds(found))
+        expected_odds.append(_expected_odds(expected))
+        change = max(change, _slot_change(graphs, prompt, found))
+    boundaries += _padded(graphs, reference, prompts, tolerance)
+    verdicts = _verdicts(np.array(odds), np.array(expected_odds), calibration, change)
+    greedy = _greedy(graphs, reference, [prompt.embeds for prompt in prompts[:2]])
+    return LanguageParity(boundaries, greedy, verdicts)
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Ids of the prompts, up to where the answer would begin."""
+    if tokenizer.chat_template is None:
+        return [tokenizer(text)["input_ids"] for text in PROMPTS]
+    encoder = PromptEncoder(tokenizer)
+    return [encoder.encode([Message("user", text)]) for text in PROMPTS]
+
+
+def steered(reference: Reference, prompt: Prompt, calibration: StageCalibration) -> list[Prompt]:
+    """Two prompts moved to either side of the threshold."""
+    edge = _edge(calibration)
+    return [
+        Prompt(
+            f"steered {'unsafe' if unsafe else 'safe'}",
+            reference.steer(prompt.embeds, unsafe=unsafe, target=edge + (0.5 if unsafe else -0.5)),
+        )
+        for unsafe in (False, True)
+    ]
+
+
+def _edge(calibration: StageCalibration) -> float:
+    """Log-odds at which the decision changes; scale is not negative."""
+    share = float(np.clip(calibration.threshold, 1e-9, 1 - 1e-9))
+    logit = float(np.log(share) - np.log1p(-share))
+    return (logit - calibration.bias) / max(calibration.scale, 1e-9)
+
+
+def _whole(
+    case: str, found: ChunkOutput, expected: Expected, tolerance: float | None
+) -> list[Boundary]:
+    """A prompt in one chunk."""
+    boundaries = [
+        compare("decoder", "logits", case, found.logits, expected.logits, tolerance),
+        compare(
+            "decoder",
+            "verdict_logits",
+            case,
+            found.final_verdict,
+            expected.final_verdict,
+            tolerance,
+        ),
+        _worst_cache(case, found.cache, expected, tolerance),
+    ]
+    if found.hidden_states is not None and found.gate_verdict is not None:
+        outputs = {
+            "hidden_states": found.hidden_states,
+            "verdict_logits": found.gate_verdict,
+            "gate_present": found.cache.gate,
+        }
+        wanted = {
+            "hidden_states": expected.hidden_states,
+            "verdict_logits": expected.gate_verdict,
+            "gate_present": expected.gate_columns,
+        }
+        boundaries += compare_all(
+            "gate", case, _present_only(outputs), _present_only(wanted), tolerance
+        )
+    return boundaries
+
+
+def _present_only(values: dict[str, Array | None]) -> dict[str, Array]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _worst_cache(case: str, cache: Cache, expected: Expected, tolerance: float | None) -> Boundary:
+    """The layer whose keys or values differ most."""
+    compared = [
+        compare("caches", f"present.{index}.{part}", case, found[slot], wanted[slot], tolerance)
+        for index, (found, wanted) in enumerate(zip(cache.layers, expected.caches, strict=True))
+        for slot, part in enumerate(("key", "value"))
+    ]
+    return max(compared, key=lambda boundary: boundary.relative_difference)
+
+
+def _with_past(
+    graphs: LanguageGraphs, prompt: Prompt, expected: Expected, tolerance: float | None
+) -> list[Boundary]:
+    """The same prompt in two chunks: the second has a past and a gate_past."""
+    total = prompt.embeds.shape[1]
+    cut = total // 2
+    mask = np.ones((1, total), np.int64)
+    first = graphs.run(prompt.embeds[:, :cut], mask[:, :cut], graphs.empty(1))
+    second = graphs.run(prompt.embeds[:, cut:], mask, first.cache)
+    states = None
+    if expected.hidden_states is not None:
+        states = expected.hidden_states[:, cut:]
+    part = Expected(
+        states,
+        expected.gate_verdict,
+        expected.gate_columns,
+        expected.final_verdict,
+        expected.logits,
+        expected.caches,
+    )
+    return _whole(f"{prompt.label}, with past", second, part, tolerance)
+
+
+def _padded(
+    graphs: LanguageGraphs, reference: Reference, prompts: Sequence[Prompt], tolerance: float | None
+) -> list[Boundary]:
+    """The first two prompts of different lengths in one right-padded batch."""
+    pair = _two_lengths(prompts)
+    longest = max(prompt.embeds.shape[1] for prompt in pair)
+    width = pair[0].embeds.shape[2]
+    embeds = np.zeros((2, longest, width), np.float32)
+    mask = np.zeros((2, longest), np.int64)
+    for row, prompt in enumerate(pair):
+        length = prompt.embeds.shape[1]
+        embeds[row, :length] = prompt.embeds[0]
+        mask[row, :length] = 1
+    expected = reference.run(embeds, mask)
+    found = graphs.run(embeds, mask, graphs.empty(2))
+    boundaries = [
+        compare("decoder", "logits", "padded", found.logits, expected.logits, tolerance),
+        compare(
+            "decoder",
+            "verdict_logits",
+            "padded",
+            found.final_verdict,
+            expected.final_verdict,
+            tolerance,
+        ),
+    ]
+    if found.gate_verdict is not None and expected.gate_verdict is not None:
+        boundaries.append(
+            compare(
+                "gate",
+                "verdict_logits",
+                "padded",
+                found.gate_verdict,
+                expected.gate_verdict,
+                tolerance,
+            )
+        )
+    return boundaries
+
+
+def _two_lengths(prompts: Sequence[Prompt]) -> tuple[Prompt, Prompt]:
+    first = prompts[0]
+    for other in prompts[1:]:
+        if other.embeds.shape[1] != first.embeds.shape[1]:
+            return first, other
+    raise ExportError("All parity prompts have the same length; the tokenizer seems broken.")
+
+
+def _slot_change(graphs: LanguageGraphs, prompt: Prompt, found: ChunkOutput) -> float:
+    """How much the verdicts change when something else stands at slot T."""
+    other = prompt.embeds.copy()
+    other[:, -1] = -3.0 * other[:, 0] + 1.0
+    mask = np.ones(prompt.embeds.shape[:2], np.int64)
+    changed = graphs.run(other, mask, graphs.empty(1))
+    change = float(np.abs(changed.final_verdict - found.final_verdict).max())
+    if changed.gate_verdict is not None and found.gate_verdict is not None:
+        change = max(change, float(np.abs(changed.gate_verdict - found.gate_verdict).max()))
+    return change
+
+
+def _log_odds(found: ChunkOutput) -> float:
+    logits = found.final_verdict if found.gate_verdict is None else found.gate_verdict
+    return float(logits[0, 0] - logits[0, 1])
+
+
+def _expected_odds(expected: Expected) -> float:
+    logits = expected.final_verdict if expected.gate_verdict is None else expected.gate_verdict
+    return float(logits[0, 0] - logits[0, 1])
+
+
+def _verdicts(
+    odds: Array, expected: Array, calibration: StageCalibration, change: float
+) -> VerdictParity:
+    def share(values: Array) -> Array:
+        scores = calibration.scale * values + calibration.bias
+        return np.asarray(0.5 * (1 + np.tanh(scores / 2)))
+
+    found_p, expected_p = share(odds), share(expected)
+    refused = expected_p >= calibration.threshold
+    same = (found_p >= calibration.threshold) == refused
+    return VerdictParity(
+        prompts=len(odds),
+        safe=int((~refused).sum()),
+        unsafe=int(refused.sum()),
+        agreement=float(same.mean()),
+        max_p_difference=float(np.abs(found_p - expected_p).max()),
+        slot_change=change,
+    )
+
+
+def _greedy(graphs: LanguageGraphs, reference: Reference, prompts: Sequence[Array]) -> GreedyParity:
+    """Decodes after each prompt, along torch's text and freely."""
+    agreed: list[bool] = []
+    kls: list[float] = []
+    prefixes = []
+    for embeds in prompts:
+        tokens, expected = reference.greedy(embeds, GREEDY_TOKENS)
+        forced = _decode(graphs, embeds, tokens)
+        agreed += list(forced.argmax(-1) == np.array(tokens))
+        kls += list(_kl(expected, forced))
+        free = [int(row.argmax()) for row in _decode(graphs, embeds, None)]
+        parted = [n for n, (a, b) in enumerate(zip(free, tokens, strict=True)) if a != b]
+        prefixes.append(parted[0] if parted else GREEDY_TOKENS)
+    return GreedyParity(
+        tokens=len(agreed),
+        agreement=float(np.mean(agreed)),
+        identical_prefix=float(np.mean(prefixes)),
+        kl=float(np.mean(kls)),
+        max_kl=float(np.max(kls)),
+    )
+
+
+def _decode(graphs: LanguageGraphs, embeds: Array, tokens: Sequence[int] | None) -> Array:
+    """(steps, V) logits of a decoding that follows ``tokens``, or its own best ones."""
+    mask = np.ones(embeds.shape[:2], np.int64)
+    output = graphs.run(embeds, mask, graphs.empty(1))
+    rows = [output.logits[0]]
+    empty = graphs.empty(1).gate
+    for step in range(GREEDY_TOKENS - 1):
+        token = int(rows[-1].argmax()) if tokens is None else tokens[step]
+        mask = np.ones((1, mask.shape[1] + 1), np.int64)
+        # As the runtime does, the gate's columns are not carried through while decoding.
+        cache = Cache(output.cache.layers, empty)
+        output = graphs.run(graphs.embed(np.array([[token]])), mask, cache)
+        rows.append(output.logits[0])
+    return np.stack(rows)
+
+
+def _kl(expected: Array, found: Array) -> Array:
+    """(n,) KL(expected || found) of rows of logits."""
+    p, q = _log_softmax(expected), _log_softmax(found)
+    return np.asarray((np.exp(p) * (p - q)).sum(-1))
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

@@ -1,0 +1,181 @@
+"""The torch side of parity: the same boundaries that the graphs have, from the fp32 model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from edge_safe.export.families.base import float_array
+from edge_safe.export.graphs.safety import TokenRows
+from edge_safe.models.safety_head import SafetyModule
+
+Array = npt.NDArray[Any]
+
+STEERING_STEPS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What torch makes of right-padded prompts that end in slot T.
+
+    Attributes:
+        hidden_states: (B, S, d) entering the exit layer, None without a gate.
+        gate_verdict: (B, 2), None without a gate.
+        gate_columns: (B, 2, H, S, dk) the safety attention's keys and values, None likewise.
+        final_verdict: (B, 2).
+        logits: (B, V) at slot T.
+        caches: (B, kv_heads, S, head_dim) keys and values of every layer.
+    """
+
+    hidden_states: Array | None
+    gate_verdict: Array | None
+    gate_columns: Array | None
+    final_verdict: Array
+    logits: Array
+    caches: tuple[tuple[Array, Array], ...]
+
+
+class Reference:
+    """A torch model with its safety module.
+
+    Args:
+        model: The language model, fp32.
+        module: The safety module, None for a model that was only fine-tuned to emit two tokens.
+        final: The ``final`` stage's rows.
+        exit_layer: Layer of the gate, None without one.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        module: SafetyModule | None,
+        final: TokenRows,
+        exit_layer: int | None,
+    ) -> None:
+        self._model: Any = model
+        self._module = module
+        self._final = torch.from_numpy(final.rows)
+        self._layer = exit_layer
+
+    @torch.no_grad()
+    def embed(self, ids: Array) -> Array:
+        """(B, S) int64 -> (B, S, d)."""
+        return float_array(self._model.get_input_embeddings()(torch.from_numpy(ids)))
+
+    @torch.no_grad()
+    def run(self, embeds: Array, mask: Array) -> Expected:
+        """Runs prompts (B, S, d) with their mask (B, S) at once."""
+        seen, output = self._forward(torch.from_numpy(embeds), torch.from_numpy(mask))
+        states = output.hidden_states
+        slot = torch.from_numpy(mask).sum(1) - 1
+        rows = torch.arange(len(mask))
+        hidden = verdict = columns = None
+        if self._layer is not None and self._module is not None:
+            head = self._module.head(self._layer)
+            hidden = states[self._layer]
+            verdict = float_array(head(hidden, seen).verdict_logits)
+            attention = head.attention
+            normed = attention.norm(hidden)
+            shape = (*normed.shape[:2], attention.heads, attention.head_dim)
+            both = [
+                part(normed).view(shape).transpose(1, 2)
+                for part in (attention.key, attention.value)
+            ]
+            columns = float_array(torch.stack(both, dim=1))
+        caches = tuple(
+            (float_array(layer.keys), float_array(layer.values))
+            for layer in output.past_key_values.layers
+        )
+        return Expected(
+            None if hidden is None else float_array(hidden),
+            verdict,
+            columns,
+            float_array(self._read_final(states[-1], seen)),
+            float_array(output.logits[rows, slot]),
+            caches,
+        )
+
+    @torch.no_grad()
+    def greedy(self, embeds: Array, steps: int) -> tuple[list[int], Array]:
+        """Continues one prompt (1, S, d) greedily.
+
+        Returns:
+            ``steps`` tokens, and the (steps, V) logits each was taken from.
+        """
+        cache = DynamicCache()
+        inputs: dict[str, Tensor] = {"inputs_embeds": torch.from_numpy(embeds)}
+        tokens, logits = [], []
+        for _ in range(steps):
+            row = self._model(**inputs, past_key_values=cache, use_cache=True).logits[0, -1]
+            tokens.append(int(row.argmax()))
+            logits.append(float_array(row))
+            inputs = {"input_ids": torch.tensor([[tokens[-1]]])}
+        return tokens, np.stack(logits)
+
+    @torch.no_grad()
+    def log_odds(self, embeds: Array) -> float:
+        """Log-odds, unsafe - safe, of the first stage on one prompt (1, S, d) with slot T."""
+        mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
+        return float(self._log_odds(torch.from_numpy(embeds), mask))
+
+    def steer(self, embeds: Array, *, unsafe: bool, target: float) -> Array:
+        """Moves a prompt's embeddings until its verdict is on the wanted side.
+
+        For models of which no prompt at hand gives both verdicts: the graphs must agree with
+        torch on either side of the threshold, whatever brings them there.
+
+        Args:
+            embeds: (1, S, d) prompt that ends in slot T.
+            unsafe: The side.
+            target: Log-odds, unsafe - safe, at which to stop.
+
+        Returns:
+            (1, S, d); the side may not have been reached.
+        """
+        mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
+        moved = torch.from_numpy(embeds).clone().requires_grad_(True)
+        length = float(moved.detach().norm())
+        sign = 1.0 if unsafe else -1.0
+        for _ in range(STEERING_STEPS):
+            odds = self._log_odds(moved, mask)
+            if sign * (float(odds.detach()) - target) > 0:
+                break
+            (gradient,) = torch.autograd.grad(odds.sum(), moved)
+            step = sign * gradient * (0.05 * length / gradient.norm().clamp_min(1e-12))
+            moved = (moved + step).detach().requires_grad_(True)
+        return float_array(moved)
+
+    def _log_odds(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        """(B,) unsafe - safe of the first stage there is."""
+        seen, output = self._forward(embeds, mask)
+        if self._layer is not None and self._module is not None:
+            logits = self._module.head(self._layer)(
+                output.hidden_states[self._layer], seen
+            ).verdict_logits
+        else:
+            logits = self._read_final(output.hidden_states[-1], seen)
+        return logits[:, 0] - logits[:, 1]
+
+    def _forward(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
+        """Runs the model; also gives the (B, S) bool mask of what the gate may see."""
+        output = self._model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            use_cache=True,
+            output_hidden_states=True,
+        )
+        steps = torch.arange(mask.shape[1])[None]
+        return steps < mask.sum(1, keepdim=True) - 1, output
+
+    def _read_final(self, states: Tensor, seen: Tensor) -> Tensor:
+        """(B, 2) logits of the ``final`` stage."""
+        if self._module is not None:
+            return self._module.read_final(states, seen).verdict_logits
+        last = states[torch.arange(len(states)), seen.sum(1) - 1]
+        return last @ self._final.T

@@ -1,0 +1,125 @@
+"""``report.json``: what an export did, and how the result differs from the torch model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from edge_safe.export.language_parity import GreedyParity, VerdictParity
+from edge_safe.export.parity import Boundary
+from edge_safe.runtime.manifest import Acceptance, StageCalibration
+
+REPORT_FILE = "report.json"
+
+
+class MatrixRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How one kind of matrix was packed.
+
+    Attributes:
+        kind: ``layers``, ``embedding``, ``lm_head`` or the name of a tower.
+        bits: Bits of a value; 32 is plain float32.
+        block: Columns that share a scale.
+        offsets: Whether blocks keep the part that whole zero points cannot express.
+        parameters: Number of weights.
+        bytes: Their size in the weights file.
+        relative_error: Root of the mean squared rounding error over that of the weights.
+    """
+
+    kind: str
+    bits: int
+    block: int
+    offsets: bool
+    parameters: int
+    bytes: int
+    relative_error: float
+
+
+class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Agreement with torch.
+
+    Attributes:
+        tolerance: Largest relative difference allowed; None where differences are reported only.
+        passed: Whether every boundary passed.
+        boundaries: All comparisons.
+        greedy: Greedy decoding.
+        verdicts: Verdicts of the bundle's first stage.
+    """
+
+    tolerance: float | None
+    passed: bool
+    boundaries: list[Boundary]
+    greedy: GreedyParity
+    verdicts: VerdictParity
+
+
+class Agreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The bundle, run by the real runtime, beside the torch model on labelled rows.
+
+    Attributes:
+        data: The file.
+        rows: Rows judged.
+        errors: Rows on which the bundle could not decide.
+        agreement: Share of rows with the same decision as torch; None where torch cannot judge.
+        max_p_difference: Largest difference of p_unsafe; None likewise.
+        auroc: Of the bundle.
+        asr: Harmful rows that the bundle allows.
+        fpr: Harmless rows that it refuses.
+        torch_auroc: Of the torch model.
+        torch_asr: Of the torch model.
+        torch_fpr: Of the torch model.
+    """
+
+    data: str
+    rows: int
+    errors: int
+    agreement: float | None
+    max_p_difference: float | None
+    auroc: float | None
+    asr: float | None
+    fpr: float | None
+    torch_auroc: float | None
+    torch_asr: float | None
+    torch_fpr: float | None
+
+
+class ExportReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole of ``report.json``.
+
+    Attributes:
+        name: Name of the bundle.
+        family: The model_type.
+        target: Hardware it was made for.
+        precision: Row of the table of precisions.
+        exit_layer: Layer of the gate, None without one.
+        matrices: How matrices were packed.
+        parity: Agreement with torch.
+        calibration: Per stage, as in the manifest.
+        refitted: Whether the calibration was fitted on this bundle itself.
+        acceptance: The safety test's figures; None when the bundle was not tested.
+        accepted: Its result, as in the manifest.
+        sizes: Bytes of every graph and weights file.
+        seconds: Time of every step.
+        schema_version: Version of this layout.
+    """
+
+    schema_version: int = 1
+    name: str
+    family: str
+    target: str
+    precision: str
+    exit_layer: int | None
+    matrices: list[MatrixRecord]
+    parity: Parity
+    calibration: dict[str, StageCalibration]
+    refitted: bool
+    acceptance: Agreement | None
+    accepted: Acceptance | None
+    sizes: dict[str, int]
+    seconds: dict[str, float]
+
+
+def write_report(folder: Path, report: ExportReport) -> None:
+    """Writes ``report.json``; a difference that is no number is written as null."""
+    encoded = msgspec.json.format(msgspec.json.encode(report), indent=2)
+    (folder / REPORT_FILE).write_bytes(encoded + b"\n")

@@ -1,0 +1,173 @@
+"""What of a checkpoint's safety module goes into a bundle, and under which calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from edge_safe.errors import ExportError, UsageError
+from edge_safe.export.families.base import Opened, float_array
+from edge_safe.export.graphs.safety import GateHead, TokenRows
+from edge_safe.models.safety_file import SAFETY_JSON, Calibration, SafetyFile, read_safety
+from edge_safe.models.safety_file import stage_name as stage_key
+from edge_safe.models.safety_head import SafetyHead, SafetyModule, TokenReadout
+from edge_safe.runtime.manifest import StageCalibration
+from edge_safe.runtime.policy import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyPlan:
+    """The safety part of a bundle.
+
+    Attributes:
+        safe_token_id: Row of the safe token.
+        unsafe_token_id: Row of the unsafe token.
+        exit_layer: Layer of the gate, None for the ``final`` stage alone.
+        layers: Layers that have a head in the checkpoint.
+        head: The gate's head in arrays, None without a gate.
+        final: The ``final`` stage's rows.
+        stages: Calibrations carried over from torch.
+        module: The torch module, None for a model that was only fine-tuned to emit two tokens.
+    """
+
+    safe_token_id: int
+    unsafe_token_id: int
+    exit_layer: int | None
+    layers: tuple[int, ...]
+    head: GateHead | None
+    final: TokenRows
+    stages: dict[Stage, StageCalibration]
+    module: SafetyModule | None
+
+
+def check_tokens(source: Path, safe_token: str | None, unsafe_token: str | None) -> bool:
+    """Whether the two tokens take the place of a safety module; before anything is loaded.
+
+    Raises:
+        UsageError: Only one is given, or the checkpoint has a safety module.
+    """
+    if (safe_token is None) != (unsafe_token is None):
+        raise UsageError("The safe and the unsafe token go together; give both or neither.")
+    if safe_token is None:
+        return False
+    if (source / SAFETY_JSON).exists():
+        raise UsageError(
+            f"{source} has a safety module ({SAFETY_JSON}) that names its tokens; leave the safe "
+            "and the unsafe token out."
+        )
+    return True
+
+
+def choose_layer(file: SafetyFile, wanted: str) -> int | None:
+    """The gate's layer from ``auto``, ``none`` or a number.
+
+    Raises:
+        UsageError: It is none of these.
+        ExportError: There is no head at that layer; the message lists those there are.
+    """
+    if wanted == "auto":
+        return file.exit_layer
+    if wanted == "none":
+        return None
+    if not wanted.isdecimal():
+        raise UsageError(f"The exit layer is {wanted!r}; give auto, none or a layer's number.")
+    layer = int(wanted)
+    if layer not in file.layers:
+        known = ", ".join(map(str, file.layers)) or "none"
+        raise ExportError(
+            f"There is no safety head at layer {layer}; layers with a head: {known}. "
+            "Choose one of these, or train a head there."
+        )
+    return layer
+
+
+def plan_from_module(source: Path, wanted: str) -> SafetyPlan:
+    """Reads the safety module beside a checkpoint.
+
+    Raises:
+        CheckpointError: There is none, or it cannot be read.
+        UsageError: See ``choose_layer``.
+        ExportError: See ``choose_layer``.
+    """
+    file, module = read_safety(source)
+    layer = choose_layer(file, wanted)
+    stages: dict[Stage, StageCalibration] = {}
+    if layer is not None:
+        stages["gate"] = _calibration(file, stage_key(layer))
+    stages["final"] = _calibration(file, stage_key(None))
+    return SafetyPlan(
+        safe_token_id=file.safe_token_id,
+        unsafe_token_id=file.unsafe_token_id,
+        exit_layer=layer,
+        layers=tuple(file.layers),
+        head=None if layer is None else gate_head(module.head(layer)),
+        final=token_rows(module.final),
+        stages=stages,
+        module=module,
+    )
+
+
+def plan_from_tokens(opened: Opened, safe_token: str, unsafe_token: str) -> SafetyPlan:
+    """Takes lm_head's own rows of two tokens as the ``final`` stage.
+
+    Raises:
+        ExportError: A string is not exactly one token of the tokenizer.
+    """
+    safe = _token_id(opened.tokenizer, safe_token)
+    unsafe = _token_id(opened.tokenizer, unsafe_token)
+    name = "model.embed_tokens.weight" if opened.spec.tied else "lm_head.weight"
+    rows = opened.tensor(name)[[unsafe, safe]]
+    final = TokenRows(rows, None)
+    return SafetyPlan(safe, unsafe, None, (), None, final, {"final": StageCalibration()}, None)
+
+
+def gate_head(head: SafetyHead) -> GateHead:
+    """A torch head as arrays."""
+    attention = head.attention
+    return GateHead(
+        token=token_rows(head.token),
+        attention_norm=float_array(attention.norm.weight),
+        key=float_array(attention.key.weight),
+        value=float_array(attention.value.weight),
+        query=float_array(attention.query),
+        slope=float_array(attention.slope),
+        up_weight=float_array(attention.up.weight),
+        up_bias=float_array(attention.up.bias),
+        down_weight=float_array(attention.down.weight),
+        down_bias=float_array(attention.down.bias),
+    )
+
+
+def token_rows(readout: TokenReadout) -> TokenRows:
+    """A torch token read-out as arrays."""
+    norm = readout.norm
+    return TokenRows(float_array(readout.rows), float_array(norm.weight), norm.eps)
+
+
+def _calibration(file: SafetyFile, key: str) -> StageCalibration:
+    """The torch calibration of a stage; the plain sigmoid for one that was never calibrated."""
+    fitted: Calibration | None = file.calibration.get(key)
+    if fitted is None:
+        return StageCalibration()
+    return StageCalibration(
+        scale=fitted.scale,
+        bias=fitted.bias,
+        threshold=fitted.threshold,
+        fitted_on=fitted.fitted_on,
+        rows=fitted.rows,
+        auroc=fitted.auroc,
+        asr=fitted.asr,
+        fpr=fitted.fpr,
+    )
+
+
+def _token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    index = tokenizer.get_vocab().get(text)
+    if index is None:
+        raise ExportError(
+            f"{text!r} is no token of the checkpoint's tokenizer. Give the strings exactly as "
+            "tokenizer.json has them."
+        )
+    return int(index)
