@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -96,6 +97,23 @@ class Terminal:
         ) as bar:
             bar.add_task(label, total=total)
             yield bar
+
+    @contextmanager
+    def steps(self) -> Iterator[Callable[[str, float], None]]:
+        """Shows the steps of a long job on stderr; told a step's name and the share done."""
+        drawn = self.err.is_terminal and not self.quiet
+        started: dict[str, TaskID] = {}
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.err, disable=not drawn) as bar:
+
+            def tell(step: str, share: float) -> None:
+                if step not in started:
+                    started[step] = bar.add_task(step, total=1.0)
+                    if not drawn:
+                        self.note(step)
+                bar.update(started[step], completed=share)
+
+            yield tell
 
 
 def printable(text: str) -> str:

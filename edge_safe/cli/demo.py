@@ -137,14 +137,15 @@ def _prepare(bundle: Path | None, rebuild: bool, terminal: Terminal) -> Path:
 
     terminal.note(f"Exporting {checkpoint} to {folder}; this happens once and takes minutes.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    export_bundle(
-        str(checkpoint),
-        folder,
-        target="cpu",
-        precision="int4",
-        overwrite=rebuild,
-        progress=terminal.note,
-    )
+    with terminal.steps() as progress:
+        export_bundle(
+            checkpoint,
+            folder,
+            target="cpu",
+            precision="int4",
+            overwrite=rebuild,
+            progress=progress,
+        )
     return folder
 
 

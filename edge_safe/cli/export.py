@@ -73,19 +73,20 @@ def command(
     from edge_safe.export import export_bundle
 
     terminal = Terminal(as_json, quiet, verbose)
-    export_bundle(
-        source,
-        out,
-        target=target.value,
-        precision=precision.value,
-        exit_layer=exit_layer,
-        calibration=calibration,
-        acceptance=acceptance,
-        overwrite=overwrite,
-        safe_token=safe_token,
-        unsafe_token=unsafe_token,
-        progress=terminal.note,
-    )
+    with terminal.steps() as progress:
+        export_bundle(
+            source,
+            out,
+            target=target.value,
+            precision=precision.value,
+            exit_layer=exit_layer,
+            calibration=calibration,
+            acceptance=acceptance,
+            overwrite=overwrite,
+            safe_token=safe_token,
+            unsafe_token=unsafe_token,
+            progress=progress,
+        )
     import msgspec
 
     from edge_safe.cli.inspect import describe
