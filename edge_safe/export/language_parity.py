@@ -364,9 +364,11 @@ def _decode(graphs: LanguageGraphs, embeds: Array, tokens: Sequence[int] | None)
 def _kl(expected: Array, found: Array) -> Array:
     """(n,) KL(expected || found) of rows of logits."""
     p, q = _log_softmax(expected), _log_softmax(found)
-    return np.asarray((np.exp(p) * (p - q)).sum(-1))
+    divergence: Array = (np.exp(p) * (p - q)).sum(-1)
+    return divergence
 
 
 def _log_softmax(logits: Array) -> Array:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+    shifted: Array = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    normalized: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return normalized

@@ -40,8 +40,8 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
         ExportError: ``out`` is there already, the folder cannot be written, the disk is full, or
             the block was interrupted from the keyboard. Nothing half-written is left.
     """
-    # Not resolve(): a link at ``out`` has to be seen as what it is.
-    out = Path(os.path.abspath(out))
+    # Only the parent is resolved: a link at ``out`` has to be seen as what it is.
+    out = out.parent.resolve() / out.name
     check_free(out, overwrite=overwrite)
     prefix = f".{out.name}.exporting-"
     folder = None

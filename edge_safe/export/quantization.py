@@ -207,7 +207,8 @@ def _pack(values: ByteArray, bits: int) -> ByteArray:
         return values
     if values.shape[-1] % 2:
         values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
-    return values[..., 0::2] | (values[..., 1::2] << 4)
+    high: ByteArray = np.left_shift(values[..., 1::2], 4, dtype=np.uint8)
+    return values[..., 0::2] | high
 
 
 def _unpack(packed: ByteArray, bits: int, count: int) -> ByteArray:

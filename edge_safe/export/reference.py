@@ -178,4 +178,5 @@ class Reference:
         if self._module is not None:
             return self._module.read_final(states, seen).verdict_logits
         last = states[torch.arange(len(states)), seen.sum(1) - 1]
-        return last @ self._final.T
+        logits: Tensor = last @ self._final.T
+        return logits

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-
 from edge_safe.export.graphs.builder import FLOAT, INT64, GraphBuilder
 from edge_safe.export.graphs.layers import (
     LayerWeights,
@@ -92,7 +91,7 @@ def gate_graph(
 ) -> GraphBuilder:
     """Layers 0 .. exit_layer-1 and the verdict of the head at exit_layer."""
     g = GraphBuilder("gate")
-    shape = ["batch", "sequence", spec.hidden_size]
+    shape: list[int | str] = ["batch", "sequence", spec.hidden_size]
     residual = g.input("inputs_embeds", FLOAT, shape)
     common = common_inputs(g, spec, weights.cosine, weights.sine)
     g.output("hidden_states", FLOAT, shape)

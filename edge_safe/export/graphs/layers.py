@@ -149,8 +149,8 @@ def attention(
         (B, S, heads * head_dim).
     """
     name = f"layers.{index}.attention"
-    cache = ["batch", spec.kv_heads, "past", spec.head_dim]
-    grown = ["batch", spec.kv_heads, "present", spec.head_dim]
+    cache: list[int | str] = ["batch", spec.kv_heads, "past", spec.head_dim]
+    grown: list[int | str] = ["batch", spec.kv_heads, "present", spec.head_dim]
     past = [g.input(f"past_key_values.{index}.{part}", FLOAT, cache) for part in ("key", "value")]
     present = [g.output(f"present.{index}.{part}", FLOAT, grown) for part in ("key", "value")]
     packed = _affine(g, x, weights.qkv, f"{name}.qkv")

@@ -198,7 +198,7 @@ def _pool(
     g: GraphBuilder, present: str, slots: Slots, head: GateHead, store: WeightStore, past: str
 ) -> str:
     """Safety attention over gate_past and the positions before slot T: (B, H, 1, dk)."""
-    heads, width = head.query.shape
+    width = head.query.shape[1]
     scope = "gate.pool"
     keys = g.op("Gather", [present, g.constant(0)], scope=f"{scope}/keys", axis=1)
     values = g.op("Gather", [present, g.constant(1)], scope=f"{scope}/values", axis=1)
