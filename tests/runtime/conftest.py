@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -203,7 +204,7 @@ def write_manifest(folder: Path, manifest: m.Manifest) -> None:
         if path.name != m.MANIFEST_FILE:
             data = path.read_bytes()
             files[path.name] = m.FileEntry(hashlib.sha256(data).hexdigest(), len(data))
-    changed = m.msgspec.structs.replace(manifest, files=files)
+    changed = msgspec.structs.replace(manifest, files=files)
     (folder / m.MANIFEST_FILE).write_bytes(m.dump_manifest(changed))
 
 

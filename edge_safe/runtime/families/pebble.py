@@ -36,30 +36,30 @@ FloatArray = NDArray[np.float32]
 
 
 class Objects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Section ``objects``: a square picture, scaled bicubically; pixels are (x - mean) / std."""
+    """Section ``objects``: (pixel - mean) / scale of the picture, squeezed to size x size."""
 
     size: int
     mean: float
-    std: float
+    scale: float
 
 
 class Speech(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Section ``speech``: Whisper's log-mel features.
 
     Attributes:
-        sample_rate: Hz.
-        seconds: Window of the encoder.
-        mel_bins: Mel bins.
-        fft_size: Samples of one spectrum.
-        hop: Samples between spectra.
+        sampling_rate: Hz that the encoder hears.
+        feature_size: Mel bands.
+        hop_length: Samples between two frames.
+        n_fft: Samples of one frame.
+        chunk_length: Seconds of the encoder's window.
         samples_per_state: Samples behind one of the encoder's states.
     """
 
-    sample_rate: int
-    seconds: int
-    mel_bins: int
-    fft_size: int
-    hop: int
+    sampling_rate: int
+    feature_size: int
+    hop_length: int
+    n_fft: int
+    chunk_length: int
     samples_per_state: int
 
 
@@ -150,11 +150,11 @@ class Pebble:
             raise MediaError("This bundle has no speech tower.")
         features = log_mel(
             samples,
-            seconds=config.seconds,
-            sample_rate=config.sample_rate,
-            bins=config.mel_bins,
-            window=config.fft_size,
-            hop=config.hop,
+            seconds=config.chunk_length,
+            sample_rate=config.sampling_rate,
+            bins=config.feature_size,
+            window=config.n_fft,
+            hop=config.hop_length,
         )
         states = self._run("audio_encoder", "audio_states", input_features=features)
         length = min(states.shape[1], -(-len(samples) // config.samples_per_state))
@@ -176,7 +176,7 @@ def image_square(pixels: NDArray[np.uint8], config: Objects) -> FloatArray:
     from PIL.Image import Resampling, fromarray
 
     small = fromarray(pixels).resize((config.size, config.size), Resampling.BICUBIC)
-    scaled = (np.asarray(small, np.float32) - np.float32(config.mean)) / np.float32(config.std)
+    scaled = (np.asarray(small, np.float32) - np.float32(config.mean)) / np.float32(config.scale)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))[None]
 
 

@@ -1,0 +1,326 @@
+"""pebble's towers: what is read, in which order, and what an untrained bundle refuses.
+
+The towers here are small made-up graphs: the detector finds what is dark, the recognizer averages
+columns, the projectors multiply. Preprocessing is compared with the torch side's processor.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from PIL import Image
+
+from edge_safe.errors import MediaError, SchemaError
+from edge_safe.runtime import manifest as m
+from edge_safe.runtime.bundle import sha256_file
+from edge_safe.runtime.families.pebble import Objects, image_square
+from edge_safe.runtime.model import SafeModel
+from edge_safe.runtime.policy import Policy
+
+WIDTH = 64
+ALLOW = Policy(thresholds={"gate": 1.0})
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "text_lines": {
+        "longest_side": 960,
+        "multiple": 32,
+        "pixel_threshold": 0.3,
+        "box_threshold": 0.5,
+        "unclip": 1.6,
+        "smallest_side": 3.0,
+        "vertical_ratio": 1.5,
+        "line_height": 48,
+        "line_multiple": 8,
+        "line_width": 1600,
+        "most_lines": 32,
+        "mean": 0.5,
+        "std": 0.5,
+    },
+    "objects": {"size": 224, "mean": 127.0, "scale": 128.0},
+    "speech": {
+        "sampling_rate": 16000,
+        "feature_size": 80,
+        "hop_length": 160,
+        "n_fft": 400,
+        "chunk_length": 30,
+        "samples_per_state": 320,
+    },
+}
+
+
+def graph(
+    inputs: dict[str, list[Any]],
+    outputs: dict[str, list[Any]],
+    nodes: list[onnx.NodeProto],
+    **constants: np.ndarray,
+) -> onnx.ModelProto:
+    """An ONNX model of a few nodes."""
+
+    def values(shapes: dict[str, list[Any]]) -> list[onnx.ValueInfoProto]:
+        kinds = {"lengths": 7, "line_index": 7}
+        return [
+            helper.make_tensor_value_info(name, kinds.get(name, 1), shape)
+            for name, shape in shapes.items()
+        ]
+
+    made = helper.make_graph(
+        nodes,
+        "tower",
+        values(inputs),
+        values(outputs),
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def towers() -> dict[str, onnx.ModelProto]:
+    """All seven graphs."""
+    node = helper.make_node
+    rng = np.random.default_rng(1)
+
+    def weight(rows: int) -> np.ndarray:
+        return (rng.standard_normal((rows, WIDTH)) * 0.1).astype(np.float32)
+
+    def projector(states: str, features: str, rows: int) -> onnx.ModelProto:
+        nodes = [
+            node("MatMul", [states, "w"], ["all"]),
+            node("Reshape", ["all", "flat"], [features]),
+            node("Identity", ["lengths"], ["line_index"]),
+        ]
+        return graph(
+            {states: ["n", "t", rows], "lengths": ["n"]},
+            {features: ["m", WIDTH], "line_index": ["n"]},
+            nodes,
+            w=weight(rows),
+            flat=np.array([-1, WIDTH]),
+        )
+
+    pixels = {"pixel_values": [1, 3, "h", "w"]}
+    return {
+        "text_detector": graph(
+            pixels,
+            {"probability": [1, 1, "h", "w"]},
+            [
+                node("ReduceMean", ["pixel_values", "axes"], ["mean"], keepdims=1),
+                node("Neg", ["mean"], ["dark"]),
+                node("Clip", ["dark", "zero", "one"], ["probability"]),
+            ],
+            axes=np.array([1]),
+            zero=np.float32(0),
+            one=np.float32(1),
+        ),
+        "text_recognizer": graph(
+            {"pixel_values": ["n", 3, 48, "w"]},
+            {"text_states": ["n", "t", 3]},
+            [
+                node(
+                    "AveragePool", ["pixel_values"], ["pool"], kernel_shape=[48, 8], strides=[48, 8]
+                ),
+                node("Squeeze", ["pool", "axes"], ["flat"]),
+                node("Transpose", ["flat"], ["text_states"], perm=[0, 2, 1]),
+            ],
+            axes=np.array([2]),
+        ),
+        "text_projector": projector("text_states", "image_features", 3),
+        "vision_encoder": graph(
+            {"pixel_values": [1, 3, 224, 224]},
+            {"vision_states": [1, 49, 3]},
+            [
+                node(
+                    "AveragePool",
+                    ["pixel_values"],
+                    ["pool"],
+                    kernel_shape=[32, 32],
+                    strides=[32, 32],
+                ),
+                node("Reshape", ["pool", "grid"], ["flat"]),
+                node("Transpose", ["flat"], ["vision_states"], perm=[0, 2, 1]),
+            ],
+            grid=np.array([1, 3, 49]),
+        ),
+        "vision_projector": graph(
+            {"vision_states": [1, 49, 3]},
+            {"image_features": [1, 49, WIDTH]},
+            [node("MatMul", ["vision_states", "w"], ["image_features"])],
+            w=weight(3),
+        ),
+        "audio_encoder": graph(
+            {"input_features": [1, 80, 3000]},
+            {"audio_states": [1, 1500, 80]},
+            [
+                node("AveragePool", ["input_features"], ["p"], kernel_shape=[2], strides=[2]),
+                node("Transpose", ["p"], ["audio_states"], perm=[0, 2, 1]),
+            ],
+        ),
+        "audio_projector": graph(
+            {"audio_states": [1, "t", 80], "lengths": [1]},
+            {"audio_features": ["m", WIDTH], "line_index": [1]},
+            [
+                node("Slice", ["audio_states", "start", "lengths", "axis"], ["heard"]),
+                node("MatMul", ["heard", "w"], ["all"]),
+                node("Reshape", ["all", "flat"], ["audio_features"]),
+                node("Identity", ["lengths"], ["line_index"]),
+            ],
+            start=np.array([0]),
+            axis=np.array([1]),
+            w=weight(80),
+            flat=np.array([-1, WIDTH]),
+        ),
+    }
+
+
+def with_towers(
+    source: Path, folder: Path, trained: set[str], processors: dict[str, Any] = PROCESSORS
+) -> Path:
+    """Copies the tiny bundle and adds pebble's towers."""
+    shutil.copytree(source, folder)
+    manifest = m.load_manifest(folder)
+    files, graphs = dict(manifest.files), dict(manifest.graphs)
+    for name, model in towers().items():
+        path = folder / f"{name}.onnx"
+        path.write_bytes(model.SerializeToString())
+        files[path.name] = m.FileEntry(sha256_file(path), path.stat().st_size)
+        graphs[name] = m.Graph(path.name, [], [], "fp32")
+    changed = msgspec.structs.replace(
+        manifest,
+        family="pebble",
+        files=files,
+        graphs=graphs,
+        modalities={name: m.Modality(name in trained) for name in PROCESSORS},
+        processors=processors,
+    )
+    (folder / m.MANIFEST_FILE).write_bytes(m.dump_manifest(changed))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pebble whose text tower alone is trained."""
+    return with_towers(bundle_folder, tmp_path_factory.mktemp("pebble") / "b", {"text_lines"})
+
+
+@pytest.fixture(scope="module")
+def pebble(folder: Path) -> SafeModel:
+    return SafeModel.load(folder, threads=1, policy=ALLOW)
+
+
+def page(*lines: tuple[int, int, int]) -> np.ndarray:
+    """A white picture with dark bars at (top, left, width)."""
+    pixels = np.full((256, 320, 3), 255, np.uint8)
+    for top, left, width in lines:
+        pixels[top : top + 20, left : left + width] = 0
+    return pixels
+
+
+def test_every_line_of_a_picture_becomes_tokens(pebble: SafeModel) -> None:
+    one = pebble.generate("hi", images=[page((40, 20, 100))], max_tokens=1)
+    two = pebble.generate("hi", images=[page((40, 20, 100), (140, 20, 100))], max_tokens=1)
+    bare = pebble.generate("hi", max_tokens=1)
+    assert two.usage.image_tokens == 2 * one.usage.image_tokens > 0
+    # One token more than the picture's own: the line break behind it.
+    assert one.usage.prompt_tokens == bare.usage.prompt_tokens + one.usage.image_tokens + 1
+
+
+def test_a_picture_without_text_leaves_the_prompt_as_it_is(pebble: SafeModel) -> None:
+    bare = pebble.assess("hi")
+    assert pebble.assess("hi", images=[page()]) == bare
+
+
+def test_what_a_picture_shows_reaches_the_gate(pebble: SafeModel) -> None:
+    wide, narrow = page((40, 20, 250)), page((40, 20, 60))
+    assert (
+        pebble.assess("hi", images=[wide]).p_unsafe != pebble.assess("hi", images=[narrow]).p_unsafe
+    )
+
+
+def test_towers_that_are_not_needed_stay_closed(folder: Path) -> None:
+    model = SafeModel.load(folder, threads=1, policy=ALLOW)
+    model.assess("hi")
+    assert not {"text_detector", "vision_encoder", "audio_encoder"} & set(
+        model._requests.bundle._sessions
+    )
+
+
+def test_an_untrained_object_tower_is_left_out(pebble: SafeModel) -> None:
+    pebble.assess("hi", images=[page((40, 20, 100))])
+    assert pebble.run_counts()["vision_encoder"] == 0
+
+
+def test_an_untrained_ear_says_so(pebble: SafeModel) -> None:
+    with pytest.raises(MediaError, match="speech projector has not been trained"):
+        pebble.generate("hi", audio=(np.zeros(1600, np.float32), 16_000))
+
+
+def test_untrained_towers_can_be_asked_for(folder: Path) -> None:
+    model = SafeModel.load(folder, threads=1, policy=ALLOW, untrained_towers=True)
+    sound = (np.full(16_000, 0.1, np.float32), 16_000)
+    reply = model.generate("hi", images=[page((40, 20, 100))], audio=sound, max_tokens=1)
+    lines = model.generate("hi", images=[page()], max_tokens=1)
+    assert lines.usage.image_tokens == 49
+    assert reply.usage.image_tokens > 49
+    assert reply.usage.audio_tokens == 50
+
+
+def test_media_are_not_computed_again_in_a_chat(folder: Path) -> None:
+    model = SafeModel.load(folder, threads=1, policy=ALLOW)
+    chat = model.chat()
+    chat.send("hi", images=[page((40, 20, 100))], max_tokens=2)
+    seen = model.run_counts()["text_detector"]
+    second = chat.send("and now?", max_tokens=2)
+    assert model.run_counts()["text_detector"] == seen == 1
+    assert second.verdict.p_unsafe > 0
+
+
+def test_a_bundle_that_sees_nothing_refuses_pictures(bundle_folder: Path, tmp_path: Path) -> None:
+    model = SafeModel.load(with_towers(bundle_folder, tmp_path / "b", set()))
+    with pytest.raises(MediaError, match="pictures"):
+        model.assess("hi", images=[page()])
+
+
+def test_a_single_path_in_place_of_a_list_is_named(pebble: SafeModel) -> None:
+    with pytest.raises(MediaError, match="as a list"):
+        pebble.assess("hi", images="sign.png")
+
+
+def test_unknown_parameters_are_rejected(bundle_folder: Path, tmp_path: Path) -> None:
+    processors = {**PROCESSORS, "objects": {"size": 224, "mean": 127.0, "scale": 128.0, "x": 1}}
+    with pytest.raises(SchemaError, match="do not fit pebble"):
+        SafeModel.load(with_towers(bundle_folder, tmp_path / "b", set(), processors))
+
+
+def test_a_broken_tower_is_an_error_verdict(bundle_folder: Path, tmp_path: Path) -> None:
+    folder = with_towers(bundle_folder, tmp_path / "b", {"text_lines"})
+    manifest = m.load_manifest(folder)
+    graphs = {**manifest.graphs, "text_detector": manifest.graphs["vision_encoder"]}
+    changed = msgspec.structs.replace(manifest, graphs=graphs)
+    (folder / m.MANIFEST_FILE).write_bytes(m.dump_manifest(changed))
+    reply = SafeModel.load(folder, policy=ALLOW).generate("hi", images=[page((40, 20, 100))])
+    assert (reply.verdict.decision.value, reply.text) == ("error", None)
+
+
+def test_parameters_are_those_of_the_torch_side() -> None:
+    processing = pytest.importorskip("edge_safe.models.pebble.processing_pebble")
+    defaults = msgspec.to_builtins(processing.ProcessorSettings())
+    assert {name: defaults[name] for name in PROCESSORS} == PROCESSORS
+
+
+def test_object_pixels_equal_the_torch_processors(bundle_folder: Path) -> None:
+    """Both scale with pillow's bicubic filter; equal to the last bit."""
+    processing = pytest.importorskip("edge_safe.models.pebble.processing_pebble")
+    transformers = pytest.importorskip("transformers")
+    configuration = pytest.importorskip("edge_safe.models.pebble.configuration_pebble")
+    processor = processing.PebbleProcessor(
+        transformers.PreTrainedTokenizerFast(tokenizer_file=str(bundle_folder / "tokenizer.json")),
+        configuration.PebbleConfig(),
+        processing.ProcessorSettings(),
+    )
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3)).astype(np.uint8)
+    ours = image_square(pixels, msgspec.convert(PROCESSORS["objects"], Objects))
+    theirs = processor.object_pixels([Image.fromarray(pixels)])
+    np.testing.assert_array_equal(ours, theirs.numpy())
