@@ -58,6 +58,9 @@ class Sampling:
                 raise UsageError(f"{name} is {value!r}; give {wanted}.")
 
 
+_NUCLEUS = 1024
+
+
 class SamplingSettings(TypedDict, total=False):
     """The fields of ``Sampling`` as keyword arguments."""
 
@@ -112,16 +115,35 @@ class Sampler:
         return token
 
     def _draw(self, scores: Array) -> int:
-        """Draws one token from scaled scores."""
-        order = np.argsort(-scores, kind="stable")
+        """Draws one token from scaled scores (V,)."""
+        chances = np.exp(scores - scores.max())
+        kept = np.arange(len(scores))
         if self._settings.top_k:
-            order = order[: self._settings.top_k]
-        chances = np.exp(scores[order] - scores[order[0]])
-        chances /= chances.sum()
+            kept = _likeliest(scores, self._settings.top_k)
         if self._settings.top_p < 1:
-            # A token stays while those before it have not reached the mass; the first one always.
-            before = np.cumsum(chances) - chances
-            chances = chances[before < self._settings.top_p]
-            chances /= chances.sum()
-        drawn = np.searchsorted(np.cumsum(chances), self._random.random(), side="right")
-        return int(order[min(int(drawn), len(chances) - 1)])
+            kept = self._nucleus(scores, chances, kept)
+        heights = np.cumsum(chances[kept])
+        drawn = np.searchsorted(heights, self._random.random() * heights[-1], side="right")
+        return int(kept[min(int(drawn), len(kept) - 1)])
+
+    def _nucleus(self, scores: Array, chances: Array, kept: Array) -> Array:
+        """The likeliest tokens among ``kept`` (n,) that together reach ``top_p``."""
+        goal = self._settings.top_p * chances[kept].sum()
+        # Few tokens carry almost all of the mass, and sorting the others takes milliseconds.
+        for size in (_NUCLEUS, len(kept)):
+            ordered = kept[_likeliest(scores[kept], size)]
+            heights = np.cumsum(chances[ordered])
+            if heights[-1] >= goal:
+                break
+        # A token stays while those before it have not reached the mass; the first one always.
+        nucleus: Array = ordered[heights - chances[ordered] < goal]
+        return nucleus
+
+
+def _likeliest(scores: Array, count: int) -> Array:
+    """Indices of the highest ``count`` scores, highest first, lower indices first among equals."""
+    if count >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    found = np.sort(np.argpartition(-scores, count - 1)[:count])
+    ordered: Array = found[np.argsort(-scores[found], kind="stable")]
+    return ordered
