@@ -1,7 +1,7 @@
 """Puts pebble together from its parts, and writes down what was trained on top of them.
 
 ``pebble.safetensors`` holds the projectors that were trained, and how the language model differs
-from its part: changed rows of a matrix, or the two factors of a low-rank change, or the tensor.
+from its part (see ``weight_changes``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from edge_safe.models.pebble import language_model, parts
 from edge_safe.models.pebble.configuration_pebble import PebbleConfig
 from edge_safe.models.pebble.ctranslate2_file import read_variables, whisper_encoder_weights
 from edge_safe.models.pebble.efficientnet_lite import read_checkpoint
+from edge_safe.models.pebble.weight_changes import apply_changes, find_changes
 
 if TYPE_CHECKING:
     from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
@@ -33,11 +34,6 @@ PROJECTORS = {
     "vision_projector": "objects",
     "audio_projector": "speech",
 }
-FEW_ROWS = 64
-"""Changed rows up to which a matrix is written as rows."""
-
-LARGEST_RANK = 64
-"""Rank up to which a change is written as two factors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +145,10 @@ def load_trained(
             _load(model.get_submodule(name), weights, path)
         elif model.config.trained(modality):
             raise CheckpointError(f"{path} lacks {name}, which config.json says was trained.")
-    changes = _below(stored, "language_model")
-    if changes:
-        _apply(model.language_model, changes, path)
+    try:
+        apply_changes(model.language_model, _below(stored, "language_model"))
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit the language model: {error}") from error
 
 
 def save_trained(model: PebbleForConditionalGeneration, folder: Path) -> None:
@@ -168,7 +165,7 @@ def save_trained(model: PebbleForConditionalGeneration, folder: Path) -> None:
             for key, value in model.get_submodule(name).state_dict().items():
                 tensors[f"{name}.{key}"] = value.detach().float().contiguous()
     base = load_file(base_language_model(config) / "model.safetensors")
-    for key, value in _changes(model.language_model, base).items():
+    for key, value in find_changes(model.language_model, base).items():
         tensors[f"language_model.{key}"] = value
     fields = config.to_dict()
     fields |= {"text_detector": None, "text_recognizer": None}
@@ -194,52 +191,3 @@ def _load(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit config.json: {error}") from error
-
-
-def _changes(model: nn.Module, base: dict[str, Tensor]) -> dict[str, Tensor]:
-    """How a language model differs from its part, as compactly as it can be said."""
-    found: dict[str, Tensor] = {}
-    for name, weight in model.state_dict().items():
-        if name not in base:  # the head, tied to the embedding
-            continue
-        new, old = weight.detach().float(), base[name].float()
-        if torch.equal(new, old):
-            continue
-        rows = (new != old).flatten(1).any(1).nonzero()[:, 0] if new.dim() == 2 else None
-        if rows is not None and len(rows) <= FEW_ROWS:
-            found[f"{name}.rows"], found[f"{name}.values"] = rows, new[rows].contiguous()
-            continue
-        factors = _factors(new - old) if new.dim() == 2 else None
-        if factors is None:
-            found[f"{name}.whole"] = new.contiguous()
-        else:
-            found[f"{name}.up"], found[f"{name}.down"] = factors
-    return found
-
-
-def _factors(change: Tensor) -> tuple[Tensor, Tensor] | None:
-    """(out, r) and (r, in) whose product is the change, or None where it is not of low rank."""
-    u, sizes, v = torch.linalg.svd(change.double(), full_matrices=False)
-    # Merging an adapter rounds every entry to float32, which adds faint noise of full rank.
-    rank = int((sizes > 1e-4 * sizes[0]).sum())
-    if rank > LARGEST_RANK:
-        return None
-    root = sizes[:rank].sqrt()
-    up, down = u[:, :rank] * root, root[:, None] * v[:rank]
-    return up.float().contiguous(), down.float().contiguous()
-
-
-def _apply(model: nn.Module, changes: dict[str, Tensor], path: Path) -> None:
-    """Does to a language model what ``_changes`` found."""
-    weights = model.state_dict()
-    for key, value in changes.items():
-        name, _, kind = key.rpartition(".")
-        if name not in weights:
-            raise CheckpointError(f"{path} changes {name}, which the language model does not have.")
-        with torch.no_grad():
-            if kind == "whole":
-                weights[name].copy_(value)
-            elif kind == "values":
-                weights[name][changes[f"{name}.rows"]] = value
-            elif kind == "up":
-                weights[name].add_(value @ changes[f"{name}.down"])
