@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +45,7 @@ class PromptStates:
     Attributes:
         layers: By depth k, (B, T, d) states entering layer k.
         final: (B, T, d) normalized states at full depth.
-        logits: (B, T, V).
+        logits: (B, T, V), or (B, 1, V) where the others were not wanted.
     """
 
     layers: dict[int, Tensor]
@@ -110,20 +112,40 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
         CheckpointError: None is found.
     """
     count = text_layers(model)
-    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    decoder: nn.Module = cast(Any, model).get_decoder()
     for module in decoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise CheckpointError(f"{type(model).__name__} has no list of {count} decoder layers.")
 
 
-def run(model: nn.Module, layers: Sequence[int], input_ids: Tensor, mask: Tensor) -> PromptStates:
-    """Runs right-padded ids (B, T) with their mask (B, T) once."""
+def run(
+    model: nn.Module,
+    layers: Sequence[int],
+    input_ids: Tensor,
+    mask: Tensor,
+    *,
+    all_logits: bool = True,
+) -> PromptStates:
+    """Runs right-padded ids (B, T) with their mask (B, T) once.
+
+    Without ``all_logits`` a model that can leaves out lm_head where nobody looks.
+    """
+    few = {} if all_logits or not _can_skip_logits(model) else {"logits_to_keep": 1}
     output = model(
-        input_ids=input_ids, attention_mask=mask.long(), output_hidden_states=True, use_cache=False
+        input_ids=input_ids,
+        attention_mask=mask.long(),
+        output_hidden_states=True,
+        use_cache=False,
+        **few,
     )
     states = output.hidden_states
     return PromptStates({k: states[k] for k in layers}, states[-1], output.logits)
+
+
+def _can_skip_logits(model: nn.Module) -> bool:
+    named = inspect.signature(model.forward).parameters.values()
+    return any(p.name == "logits_to_keep" or p.kind == p.VAR_KEYWORD for p in named)
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -148,7 +148,7 @@ class FeatureCache:
         """States of a batch, all prompts one after the other."""
         ids, mask = base_model.pad(batch, model.device)
         with torch.no_grad():
-            states = base_model.run(model, self.layers, ids, mask)
+            states = base_model.run(model, self.layers, ids, mask, all_logits=False)
         last = mask.sum(-1) - 1
         kept = {f"layer.{k}": value[mask] for k, value in states.layers.items()}
         kept["final"] = states.final[torch.arange(len(batch), device=ids.device), last]

@@ -44,6 +44,7 @@ class HeadTask:
         train: Sequence[Encoded],
         validation: Sequence[Encoded],
         learning_rate: float,
+        dropout: float = 0.0,
     ) -> None:
         self.module: nn.Module = HeadLosses(safety, weights)
         self.safety = safety
@@ -52,10 +53,22 @@ class HeadTask:
         self.validation = validation
         self.lengths = [example.length for example in train]
         self._rate = learning_rate
+        self._dropout = dropout
 
-    def batch(self, indices: Sequence[int]) -> GateBatch:
-        """Cached states of training examples."""
-        return self.gate_batch([self.train[i] for i in indices])
+    def batch(self, indices: Sequence[int], seed: int) -> GateBatch:
+        """Cached states of training examples, some of their channels blank."""
+        batch = self.gate_batch([self.train[i] for i in indices])
+        if self._dropout > 0.0:
+            for layer, states in batch.states.items():
+                kept = [self._channels(i, layer, seed) for i in indices]
+                batch.states[layer] = states * torch.stack(kept)[:, None].to(states.device)
+        return batch
+
+    def _channels(self, index: int, layer: int, seed: int) -> Tensor:
+        """(d,) 0 for a blank channel, else what keeps the sum."""
+        chance = torch.Generator().manual_seed(hash((seed, index, layer)) % 2**63)
+        kept = torch.rand(self.safety.config.hidden_size, generator=chance) >= self._dropout
+        return kept / (1.0 - self._dropout)
 
     def learning_rate(self, parameter: str) -> float:
         """One rate for all of the module."""

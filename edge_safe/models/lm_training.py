@@ -200,8 +200,8 @@ class LanguageModelTask:
         self.lengths = [example.length for example in train]
         self._optimizer = optimizer
 
-    def batch(self, indices: Sequence[int]) -> list[Encoded]:
-        """Training examples; the module makes tensors of them."""
+    def batch(self, indices: Sequence[int], seed: int) -> list[Encoded]:
+        """Training examples; the module makes tensors of them. Nothing here is random."""
         return [self.train[i] for i in indices]
 
     def learning_rate(self, parameter: str) -> float:

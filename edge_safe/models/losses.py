@@ -1,11 +1,13 @@
 """CASA's losses, and the weights of their sum.
 
-Which loss trains what ("token" and "attention" stand once for every layer k with a head):
+Which loss trains what ("attention", "token" and "verdict" stand once for every layer
+k with a head; "verdict" is an addition to the published losses, off unless a recipe asks for it):
 
 | loss | trains | how the rest is kept out |
 | --- | --- | --- |
 | attention | the safety attention at k | its input states are detached |
 | token | verdict rows and norm at k, LoRA in layers < k | states at k come before later layers |
+| verdict | what attention and token train at k, together | as above |
 | final | the final verdict rows and norm, LoRA everywhere | |
 | answer | LoRA everywhere, the control tokens' input rows | |
 | retain | LoRA everywhere, the control tokens' input rows | the base runs without gradients |
@@ -32,17 +34,20 @@ class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         attention: Binary cross-entropy of the safety attention, each layer.
         token: Cross-entropy of the two verdict rows, each layer.
+        verdict: Cross-entropy of the combined verdict, each layer: lets both parts share the work.
         final: Cross-entropy of the two verdict rows at full depth.
         answer: Language-model loss of the target after slot T.
         retain: KL from the base model's distribution on benign answers.
         beta: Share of the answer loss that malicious-refusal pairs have; the benign-answer pairs
             have 1 - beta.
-        unsafe: Factor on the loss of harmful rows in attention, token and final, against a set
+        unsafe: Factor on the loss of harmful rows in attention, token, verdict and final, against a
+            set
             with fewer harmful rows than harmless ones.
     """
 
     attention: float = 1.0
     token: float = 1.0
+    verdict: float = 0.0
     final: float = 1.0
     answer: float = 1.0
     retain: float = 1.0
@@ -61,7 +66,8 @@ def gate_losses(
         weights: For the factor on harmful rows.
 
     Returns:
-        Scalars: ``attention.<k>`` and ``token.<k>`` of each gate, and ``final``.
+        Scalars: ``attention.<k>`` and ``token.<k>`` of each gate, ``verdict.<k>`` where it has a
+        weight, and ``final``.
     """
     row = torch.where(unsafe, weights.unsafe, 1.0)
     target = (~unsafe).long()  # column 0 of the verdict is unsafe
@@ -75,6 +81,9 @@ def gate_losses(
                 readout.attention_logit, unsafe.float(), reduction="none"
             )
             losses[stage.replace("gate", "attention")] = (row * attention).mean()
+            if weights.verdict > 0.0:
+                verdict = functional.cross_entropy(readout.verdict_logits, target, reduction="none")
+                losses[stage.replace("gate", "verdict")] = (row * verdict).mean()
     return losses
 
 

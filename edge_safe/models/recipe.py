@@ -143,7 +143,11 @@ class OptimizerSection(Section, frozen=True):
 
 
 class TrainingSection(Section, frozen=True):
-    """``[training]``: ``batch`` is global, over all processes; ``micro_batch`` limits memory."""
+    """``[training]``: ``batch`` is global, over all processes; ``micro_batch`` limits memory.
+
+    ``feature_dropout`` blanks this share of the channels of an example, all positions alike, while
+    heads train on frozen features.
+    """
 
     epochs: Positive = 6
     batch: Positive = 32
@@ -151,6 +155,7 @@ class TrainingSection(Section, frozen=True):
     seed: int = 0
     checkpoint_every: Positive = 100
     frozen_features: bool = True
+    feature_dropout: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
 
 
 class SafeRowSection(Section, frozen=True):
@@ -259,6 +264,8 @@ def _check_agreement(recipe: Recipe) -> None:
         wrong.append("tokens has one of safe_id and unsafe_id; give both or none")
     if recipe.lora is not None and recipe.training.frozen_features:
         wrong.append("training.frozen_features = true with [lora]; features cannot be cached then")
+    if recipe.training.feature_dropout and not recipe.training.frozen_features:
+        wrong.append("training.feature_dropout without frozen_features")
     if recipe.safe_row is not None and recipe.answers is None:
         wrong.append("[safe_row] without [answers]; add answers.files or answers.generated")
     if recipe.answers is not None and not (recipe.answers.files or recipe.answers.generated):

@@ -56,6 +56,7 @@ class TrainingReport(msgspec.Struct, frozen=True):
     Attributes:
         out: The checkpoint folder.
         work: Folder of checkpoints and logs while training.
+        log: JSON Lines file with every step's losses and every epoch's validation.
         seconds: Wall time of this call; less than the whole after a resume.
         steps: Optimizer steps of the main task.
         examples: Numbers of training and validation examples.
@@ -68,6 +69,7 @@ class TrainingReport(msgspec.Struct, frozen=True):
 
     out: str
     work: str
+    log: str
     seconds: float
     steps: int
     examples: dict[str, int]
@@ -126,6 +128,7 @@ def train_recipe(
     report = TrainingReport(
         out=str(out),
         work=str(work),
+        log=str(run.log),
         seconds=round(time.monotonic() - started, 1),
         steps=steps,
         examples=run.counts,
@@ -182,7 +185,7 @@ class _Run:
             f"({recipe.data.validation_share:g}, seed {recipe.data.split_seed})"
         )
         self.fidelity: Fidelity | None = None
-        self.log = work / "heads" / LOG
+        self.log = work / LOG  # each task has its own below
         # Made last: its random start must not depend on what ran before it.
         torch.manual_seed(recipe.training.seed)
         self.safety = SafetyModule(_safety_config(self.base, recipe))
@@ -227,9 +230,23 @@ class _Run:
             digest.update(part.encode() if isinstance(part, str) else msgspec.json.encode(part))
         return digest.hexdigest()[:16]
 
-    def _key(self, examples: list[Encoded]) -> str:
-        """What a task's result depends on besides code."""
-        return self._hash(self.recipe, repr([(e.prompts, e.unsafe, e.answer) for e in examples]))
+    def _folder(self, task: str, examples: list[Encoded], *parts: msgspec.Struct | None) -> Path:
+        """Work folder of a task; what its result depends on is in the name.
+
+        So a changed recipe starts anew, a changed threshold does not.
+        """
+        seed = self.recipe.training.seed
+        content = repr((seed, [(e.prompts, e.unsafe, e.answer) for e in examples]))
+        return self.work / f"{task}-{self._hash(content, *(p for p in parts if p is not None))}"
+
+    def _head_folder(self, examples: list[Encoded]) -> Path:
+        recipe = self.recipe
+        training_section = msgspec.structs.replace(recipe.training, checkpoint_every=1)
+        heads = msgspec.structs.replace(recipe.heads, exit_layer="auto")
+        parts = (training_section, heads, recipe.lora, recipe.losses, recipe.optimizer)
+        folder = self._folder("heads", examples, *parts)
+        self.log = folder / LOG
+        return folder
 
     def _train_safe_row(self, section: SafeRowSection, answers: Answers) -> None:
         rows = TokenRows(self.base.model, (self.tokens.safe_id,))
@@ -250,10 +267,8 @@ class _Run:
             checkpoint_every=self.recipe.training.checkpoint_every,
         )
         task = LanguageModelTask("safe-row", module, train_set, held, optimizer)
-        folder = self.work / task.name
-        training.train(
-            task, schedule, folder, self._key(train_set), self.accelerator, self.progress
-        )
+        folder = self._folder(task.name, train_set, section)
+        training.train(task, schedule, folder, self.accelerator, self.progress)
         self.fidelity = module.fidelity(held)
         rows.merge()
 
@@ -296,16 +311,15 @@ class _Run:
             self.train_set,
             self.validation_set,
             self.recipe.optimizer.learning_rate,
+            self.recipe.training.feature_dropout,
         )
-        key = self._key(self.train_set)
-        steps = training.train(
-            task, self._schedule(), self.log.parent, key, self.accelerator, self.progress
-        )
+        folder = self._head_folder(self.train_set)
+        steps = training.train(task, self._schedule(), folder, self.accelerator, self.progress)
         return steps, task.log_odds()
 
     def _train_language_model(self) -> tuple[int, LogOdds]:
         train_set, held = self._answered(self.train_set, self.validation_set)
-        key = self._key(train_set)
+        folder = self._head_folder(train_set)
         answered = self.answers is not None
         rows = TokenRows(self.base.model, self.tokens.ids) if answered else None
         lora = self.recipe.lora
@@ -314,9 +328,7 @@ class _Run:
             model, self.tokens, self.recipe.losses, rows, self.safety, with_answers=answered
         )
         task = LanguageModelTask("heads", module, train_set, held, self.recipe.optimizer)
-        steps = training.train(
-            task, self._schedule(), self.log.parent, key, self.accelerator, self.progress
-        )
+        steps = training.train(task, self._schedule(), folder, self.accelerator, self.progress)
         odds = task.log_odds()
         benign = [e for e in held if e.answer and not e.unsafe]
         if benign:

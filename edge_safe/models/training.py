@@ -28,7 +28,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edge_safe.errors import CheckpointError, RecipeError
+from edge_safe.errors import RecipeError
 from edge_safe.models.progress import Progress
 from edge_safe.models.recipe import OptimizerSection
 
@@ -50,8 +50,12 @@ class Task(Protocol):
     module: nn.Module
     lengths: list[int]
 
-    def batch(self, indices: Sequence[int]) -> Any:
-        """The examples of these indices, on the module's device."""
+    def batch(self, indices: Sequence[int], seed: int) -> Any:
+        """The examples of these indices, on the module's device.
+
+        What is random in an example depends on its index and the seed of the step alone, so that
+        it does not matter which process it falls to.
+        """
 
     def learning_rate(self, parameter: str) -> float:
         """Peak learning rate of a parameter, by its name in the module."""
@@ -113,7 +117,6 @@ def train(
     task: Task,
     schedule: Schedule,
     work: Path,
-    key: str,
     accelerator: Accelerator,
     progress: Progress,
 ) -> int:
@@ -122,8 +125,7 @@ def train(
     Args:
         task: What is trained; its module is changed in place.
         schedule: How.
-        work: Folder of this task's checkpoints and log.
-        key: What the run depends on (recipe, data, model); a checkpoint of another key is refused.
+        work: Folder of checkpoints and log, of this task on this data alone.
         accelerator: The processes.
         progress: Told of every step.
 
@@ -132,7 +134,6 @@ def train(
 
     Raises:
         RecipeError: The batch is larger than the data or cannot be shared by the processes.
-        CheckpointError: The work folder belongs to another run.
     """
     rows, processes = len(task.lengths), accelerator.num_processes
     if schedule.batch > rows or schedule.batch % processes:
@@ -160,16 +161,17 @@ def train(
             for name, p in named.items()
         ]
     )
-    run = _Run(work, key, named, optimizer, accelerator)
+    run = _Run(work, named, optimizer, accelerator)
     first = run.resume()
     prepared = accelerator.prepare(module)
     started = time.monotonic()
     for step in range(first, len(plan)):
-        torch.manual_seed(hash((schedule.seed, step)) % 2**31)
+        seed = hash((schedule.seed, step)) % 2**31
+        torch.manual_seed(seed)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate_at(step, len(plan), schedule.optimizer.warmup)
         mine = plan[step][accelerator.process_index :: processes]
-        losses = _gradients(task, prepared, mine, schedule.micro_batch, accelerator)
+        losses = _gradients(task, prepared, mine, seed, schedule.micro_batch, accelerator)
         accelerator.clip_grad_norm_(list(named.values()), schedule.optimizer.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -188,7 +190,12 @@ def train(
 
 
 def _gradients(
-    task: Task, module: nn.Module, rows: Sequence[int], micro: int | None, accelerator: Accelerator
+    task: Task,
+    module: nn.Module,
+    rows: Sequence[int],
+    seed: int,
+    micro: int | None,
+    accelerator: Accelerator,
 ) -> dict[str, Tensor]:
     """Backward passes over this process's rows; returns the mean losses."""
     size = micro or len(rows)
@@ -198,7 +205,7 @@ def _gradients(
         # Gradients are exchanged once a step, after the last part.
         quiet = accelerator.no_sync(module) if number < len(parts) else nullcontext()
         with quiet:
-            losses: dict[str, Tensor] = module(task.batch(part))
+            losses: dict[str, Tensor] = module(task.batch(part, seed))
             share = len(part) / len(rows)
             accelerator.backward(losses["loss"] * share)
         for name, value in losses.items():
@@ -212,13 +219,11 @@ class _Run:
     def __init__(
         self,
         work: Path,
-        key: str,
         named: dict[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
     ) -> None:
         self.work = work
-        self.key = key
         self.named = named
         self.optimizer = optimizer
         self.accelerator = accelerator
@@ -230,11 +235,6 @@ class _Run:
         newest = max(self.work.glob("step-*"), default=None)
         if newest is not None:
             state = json.loads((newest / "state.json").read_text())
-            if state["key"] != self.key:
-                raise CheckpointError(
-                    f"{self.work} holds checkpoints of another recipe, data or model. "
-                    "Train without resuming, or into another folder."
-                )
             step = int(state["step"])
             self._load(load_file(newest / "tensors.safetensors"))
         if self.accelerator.is_main_process:
@@ -269,7 +269,7 @@ class _Run:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(tensors, temporary / "tensors.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"step": step, "key": self.key}))
+        (temporary / "state.json").write_text(json.dumps({"step": step}))
         target = self.work / f"step-{step:08d}"
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)

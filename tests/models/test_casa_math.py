@@ -145,6 +145,17 @@ def test_gate_losses_equal_the_plain_derivation() -> None:
     assert float(got["attention.7"]) == pytest.approx(attention, abs=1e-5)
 
 
+def test_the_verdict_loss_is_that_of_the_combined_logits() -> None:
+    torch.manual_seed(5)
+    z, a = torch.randn(3, 2), torch.randn(3)
+    unsafe = torch.tensor([True, False, True])
+    logits = combine(z, a)
+    got = gate_losses({"gate.4": Readout(logits, z, a)}, unsafe, LossWeights(verdict=1.0))
+    p = torch.sigmoid(z[:, 0] - z[:, 1] + a).double().numpy()  # log-odds of v are a
+    expected = -np.log(np.where(unsafe.numpy(), p, 1 - p)).mean()
+    assert float(got["verdict.4"]) == pytest.approx(expected, abs=1e-5)
+
+
 def plain_log_softmax(logits: Array) -> Array:
     shifted: Array = logits - logits.max()
     return shifted - math.log(np.exp(shifted).sum())

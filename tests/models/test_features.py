@@ -12,7 +12,7 @@ from edge_safe.errors import DataError
 from edge_safe.models import features
 from edge_safe.models.base_model import BaseModel, fingerprint
 from edge_safe.models.data import Example
-from edge_safe.models.examples import encode
+from edge_safe.models.examples import Encoded, encode
 from edge_safe.models.features import FeatureCache
 from edge_safe.models.head_training import HeadTask
 from edge_safe.models.losses import LossWeights
@@ -98,7 +98,7 @@ def test_a_refused_turn_stands_before_the_next_prompt_in_the_gates_view(
     cache.compute(base.model, example.prompts, silent)
     safety = SafetyModule(SafetyConfig(32, (1,), 2, 4, 4))
     task = HeadTask(safety, LossWeights(), cache, [example], [example], 1e-3)
-    batch = task.batch([0])
+    batch = task.batch([0], 0)
     # The second prompt was run alone: its states do not know the first.
     direct = [
         base.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
@@ -107,3 +107,19 @@ def test_a_refused_turn_stands_before_the_next_prompt_in_the_gates_view(
     expected = torch.cat([states[1][0] for states in direct])
     torch.testing.assert_close(batch.states[1][0], expected, atol=4e-3, rtol=2e-3)
     torch.testing.assert_close(batch.final[0], direct[1][-1][0, -1], atol=4e-3, rtol=2e-3)
+
+
+def test_dropout_blanks_channels_alike_whichever_batch_an_example_is_in(
+    base: BaseModel, tmp_path: Path
+) -> None:
+    cache = computed(base, tmp_path)
+    examples = [Encoded((ids,), False, "made") for ids in PROMPTS]
+    safety = SafetyModule(SafetyConfig(32, (1, 3), 2, 4, 4))
+    task = HeadTask(safety, LossWeights(), cache, examples, examples, 1e-3, dropout=0.5)
+    both, alone = task.batch([0, 2], 5).states[3], task.batch([2], 5).states[3]
+    assert torch.equal(both[1], alone[0])
+    blank = (alone[0] == 0.0).all(0)
+    assert 4 < int(blank.sum()) < 28
+    plain = task.gate_batch([examples[2]]).states[3][0]
+    torch.testing.assert_close(alone[0][:, ~blank], plain[:, ~blank] * 2)
+    assert not torch.equal(alone, task.batch([2], 6).states[3])

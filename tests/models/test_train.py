@@ -80,7 +80,7 @@ def test_a_recipe_on_cached_features_gives_a_calibrated_checkpoint(
     file, _ = read_safety(out)
     assert file.layers == (1, 3)
     assert file.exit_layer == report.exit_layer
-    lines = (tmp_path / "out.work" / "heads" / "log.jsonl").read_text().splitlines()
+    lines = Path(report.log).read_text().splitlines()
     assert {"step", "loss", "attention.1", "token.3", "final"} <= json.loads(lines[0]).keys()
 
 
@@ -138,18 +138,18 @@ def test_a_killed_run_resumes_to_the_same_weights(
     process = subprocess.Popen(
         _command(script, recipe, data_folder, out, cache), env=_environment()
     )
-    heads = tmp_path / "killed.work" / "heads"
-    while not any(heads.glob("step-*")):
+    work = tmp_path / "killed.work"
+    while not any(work.glob("heads-*/step-*")):
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not out.exists()
-    assert max(heads.glob("step-*")).name < "step-00000200"
-    train_recipe(recipe, data=data_folder, out=out, cache=cache)
+    assert max(work.glob("heads-*/step-*")).name < "step-00000200"
+    report = train_recipe(recipe, data=data_folder, out=out, cache=cache)
     one, two = (load_file(tmp_path / n / "safety.safetensors") for n in ("whole", "killed"))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    steps = [json.loads(line)["step"] for line in (heads / "log.jsonl").read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in Path(report.log).read_text().splitlines()]
     assert steps == sorted(steps)
 
 
@@ -171,21 +171,34 @@ def test_two_processes_agree_with_one(
         one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
         assert max(float((one[k] - two[k]).abs().max()) for k in one) < 1e-5
     logs = [
-        [json.loads(x) for x in (tmp_path / f"{n}.work/heads/log.jsonl").read_text().splitlines()]
-        for n in ("one", "two")
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for name in ("one", "two")
+        for path in (tmp_path / f"{name}.work").glob("heads-*/log.jsonl")
     ]
     losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
     np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
 
 
-def test_a_changed_recipe_does_not_resume_the_old_run(
+def test_a_changed_recipe_starts_anew_and_a_changed_threshold_does_not(
     write_recipe: Write, data_folder: Path, tmp_path: Path
 ) -> None:
-    out, cache = tmp_path / "out", tmp_path / "cache"
-    train_recipe(write_recipe(), data=data_folder, out=out, cache=cache)
-    with pytest.raises(CheckpointError, match="another recipe"):
-        train_recipe(write_recipe(epochs=1), data=data_folder, out=out, cache=cache)
-    train_recipe(write_recipe(epochs=1), data=data_folder, out=out, cache=cache, resume=False)
+    out, cache, done = tmp_path / "out", tmp_path / "cache", []
+
+    def progress(job: str, step: int, steps: int) -> None:
+        if job == "heads":
+            done.append(steps)
+
+    def run(recipe: Path) -> int:
+        done.clear()
+        train_recipe(recipe, data=data_folder, out=out, cache=cache, progress=progress)
+        return len(done)
+
+    first = run(write_recipe())
+    assert first > 0
+    recipe = write_recipe()
+    recipe.write_text(recipe.read_text().replace("target_fpr = 0.1", "target_fpr = 0.2"))
+    assert run(recipe) == 0
+    assert run(write_recipe(epochs=1)) == first / 2
 
 
 def test_a_batch_larger_than_the_data_is_an_error(
