@@ -28,8 +28,9 @@ class GraphBuilder:
     running graph reads like the model.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, opset: int = OPSET) -> None:
         self.name = name
+        self.opset = opset
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
@@ -124,7 +125,7 @@ class GraphBuilder:
         )
         return helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
+            opset_imports=[helper.make_opsetid("", self.opset), helper.make_opsetid(CONTRIB, 1)],
             ir_version=IR_VERSION,
             producer_name="edge-safe",
         )

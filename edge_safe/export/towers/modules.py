@@ -1,0 +1,73 @@
+"""Nodes for the torch layers that several towers have."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from edge_safe.export.families.base import float_array
+from edge_safe.export.graphs.builder import GraphBuilder
+from edge_safe.export.graphs.matrices import Matrix, linear, store_linear
+from edge_safe.export.graphs.store import WeightStore
+from edge_safe.export.quantization import MatrixFormat
+
+
+class Layers:
+    """Emits torch layers into one graph; remembers the matrices it stored."""
+
+    def __init__(self, g: GraphBuilder, store: WeightStore, form: MatrixFormat) -> None:
+        self.g = g
+        self.matrices: list[Matrix] = []
+        self._store = store
+        self._form = form
+
+    def linear(self, x: str, layer: nn.Linear, name: str, scale: float = 1.0) -> str:
+        """(..., in) -> (..., out), times ``scale``."""
+        weight = float_array(layer.weight) * np.float32(scale)
+        matrix = store_linear(self._store, weight, self._form)
+        self.matrices.append(matrix)
+        bias = None
+        if layer.bias is not None:
+            bias = self._store.add(float_array(layer.bias) * np.float32(scale))
+        return linear(self.g, x, matrix, name, bias)
+
+    def layer_norm(self, x: str, layer: nn.LayerNorm, name: str) -> str:
+        """Layer normalization over the last axis."""
+        parts = [
+            self.g.weight(f"{name}.{part}", self._store.add(float_array(getattr(layer, part))))
+            for part in ("weight", "bias")
+        ]
+        return self.g.op("LayerNormalization", [x, *parts], scope=name, axis=-1, epsilon=layer.eps)
+
+    def convolution(self, x: str, layer: nn.Conv1d | nn.Conv2d, name: str) -> str:
+        """A convolution with torch's own symmetric padding."""
+        inputs = [x, self.g.weight(f"{name}.weight", self._store.add(float_array(layer.weight)))]
+        if layer.bias is not None:
+            inputs.append(self.g.weight(f"{name}.bias", self._store.add(float_array(layer.bias))))
+        if isinstance(layer.padding, str):
+            raise ValueError(f"{name} has padding {layer.padding!r}, numbers are needed")
+        return self.g.op(
+            "Conv",
+            inputs,
+            scope=name,
+            kernel_shape=list(layer.kernel_size),
+            strides=list(layer.stride),
+            pads=[*layer.padding, *layer.padding],
+            group=layer.groups,
+        )
+
+    def gelu(self, x: str, name: str) -> str:
+        """The exact GELU."""
+        return self.g.op("Gelu", [x], scope=name, approximate="none")
+
+    def turn(self, x: str, name: str) -> str:
+        """(N, T, c) <-> (N, c, T)."""
+        return self.g.op("Transpose", [x], scope=name, perm=[0, 2, 1])
+
+    def add(self, a: str, b: str, name: str) -> str:
+        """Sum."""
+        return self.g.op("Add", [a, b], scope=name)
+
+    def stored(self, name: str, array: object) -> str:
+        """A parameter as it stands."""
+        return self.g.weight(name, self._store.add(float_array(array)))

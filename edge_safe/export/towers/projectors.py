@@ -1,0 +1,206 @@
+"""The bridges from tower states to word embeddings, as ``models/pebble/projectors.py`` has them.
+
+The read-out uses the bundle's own tied embedding for both products. A projector's other layers
+stay in float32: whether a word piece is emitted hangs on the sign of one number.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from edge_safe.export.families.base import float_array
+from edge_safe.export.graphs.builder import FLOAT, INT64, GraphBuilder
+from edge_safe.export.graphs.matrices import Matrix, linear, look_up
+from edge_safe.export.graphs.store import WeightStore
+from edge_safe.export.quantization import PLAIN
+from edge_safe.export.towers.modules import Layers
+from edge_safe.models.pebble.projectors import (
+    HIDDEN_SCORE,
+    ConvolutionBlock,
+    GridProjector,
+    LocalAttention,
+    ProjectorBlock,
+    SequenceProjector,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What all attentions of one projector share.
+
+    Attributes:
+        rows: (T, T) int64 row of ``offset_bias`` for each pair of steps.
+        seen: (N, 1, T, T) bool, near and real.
+    """
+
+    rows: str
+    seen: str
+
+
+def sequence_projector_graph(
+    name: str,
+    projector: SequenceProjector,
+    store: WeightStore,
+    embedding: Matrix,
+    source: str,
+    result: str,
+) -> tuple[GraphBuilder, list[Matrix]]:
+    """Tower states to one embedding per emitted word piece.
+
+    Args:
+        name: Name of the graph.
+        projector: The torch module.
+        store: Takes the projector's own weights.
+        embedding: The tied embedding, in the shared weights file.
+        source: Name of the input (N, T, c); ``lengths`` (N,) stands beside it.
+        result: Name of the output (M, d); ``line_index`` (M,) stands beside it.
+    """
+    config = projector.config
+    g = GraphBuilder(name)
+    states = g.input(source, FLOAT, ["lines", "steps", config.state_size])
+    lengths = g.input("lengths", INT64, ["lines"])
+    g.output(result, FLOAT, ["pieces", config.hidden_size])
+    g.output("line_index", INT64, ["pieces"])
+    layers = Layers(g, store, PLAIN)
+
+    states, lengths = _pool(g, states, lengths, config.pooling)
+    size = g.op("Shape", [states], scope="steps", start=1, end=2)
+    count = g.op("Squeeze", [size, g.constant([0])], scope="steps")
+    steps = g.op("Range", [g.constant(0), count, g.constant(1)], scope="steps")
+    ends = g.op("Unsqueeze", [lengths, g.constant([1])], scope="steps")
+    real = g.op("Less", [steps, ends], scope="steps")
+    keep = g.op("Cast", [real], scope="keep", to=FLOAT)
+    keep = g.op("Unsqueeze", [keep, g.constant([2])], scope="keep")
+    window = _window(g, steps, real, config.window)
+
+    hidden = layers.layer_norm(states, projector.input_norm, "input_norm")
+    hidden = layers.linear(hidden, projector.input, "input")
+    hidden = g.op("Mul", [hidden, keep], scope="input")
+    for index, block in enumerate(projector.blocks):
+        if isinstance(block, ProjectorBlock):
+            hidden = _convolution(layers, hidden, block.convolution, keep, f"blocks.{index}")
+            hidden = _attention(layers, hidden, block.attention, window, f"blocks.{index}")
+    hidden = layers.layer_norm(hidden, projector.norm, "norm")
+    emission = layers.linear(hidden, projector.emission, "emission")
+    emission = g.op("Squeeze", [emission, g.constant([2])], scope="emission")
+    query = layers.linear(hidden, projector.query, "query")
+
+    emits = g.op("Greater", [emission, g.floats(0.0)], scope="emission")
+    emits = g.op("And", [emits, real], scope="emission")
+    found = g.op("NonZero", [emits], scope="select")
+    index = g.op("Transpose", [found], scope="select", perm=[1, 0])
+    line = g.op("Gather", [found, g.constant(0)], scope="select", axis=0)
+    g.op("Identity", [line], scope="select", outputs=["line_index"])
+    query = g.op("GatherND", [query, index], scope="select")
+    _read_out(g, query, embedding, config.candidates, result)
+    return g, layers.matrices
+
+
+def grid_projector_graph(
+    name: str, projector: GridProjector, store: WeightStore
+) -> tuple[GraphBuilder, list[Matrix]]:
+    """vision_states (1, cells, c) -> image_features (1, cells, d)."""
+    config = projector.config
+    cells = config.grid * config.grid
+    g = GraphBuilder(name)
+    states = g.input("vision_states", FLOAT, [1, cells, config.state_size])
+    g.output("image_features", FLOAT, [1, cells, config.hidden_size])
+    layers = Layers(g, store, PLAIN)
+    shape = g.constant([0, 0, config.grid, config.grid])
+    x = g.op("Reshape", [layers.turn(states, "grid"), shape], scope="grid")
+    x = layers.gelu(layers.convolution(x, projector.input, "input"), "input")
+    x = layers.convolution(x, projector.mix, "mix")
+    x = layers.convolution(x, projector.output, "output")
+    x = g.op("Reshape", [x, g.constant([0, 0, -1])], scope="tokens")
+    tokens = layers.turn(x, "tokens")
+    gain = projector.gain.detach().expand(config.hidden_size)
+    g.op(
+        "SimplifiedLayerNormalization",
+        [tokens, g.weight("gain", store.add(float_array(gain)))],
+        scope="tokens",
+        outputs=["image_features"],
+        axis=-1,
+        epsilon=config.eps,
+        stash_type=1,
+    )
+    return g, layers.matrices
+
+
+def _pool(g: GraphBuilder, states: str, lengths: str, size: int) -> tuple[str, str]:
+    """Averages every ``size`` states, and counts lengths in steps."""
+    if size == 1:
+        return states, lengths
+    scope = "pool"
+    shape = g.op("Shape", [states], scope=scope)
+    lines = g.op("Slice", [shape, g.constant([0]), g.constant([1])], scope=f"{scope}/lines")
+    width = g.op("Slice", [shape, g.constant([2]), g.constant([3])], scope=f"{scope}/width")
+    split = g.op("Concat", [lines, g.constant([-1, size]), width], scope=f"{scope}/shape", axis=0)
+    grouped = g.op("Reshape", [states, split], scope=scope)
+    steps = g.op("ReduceMean", [grouped, g.constant([2])], scope=scope, keepdims=0)
+    rounded = g.op("Add", [lengths, g.constant(size - 1)], scope=scope)
+    return steps, g.op("Div", [rounded, g.constant(size)], scope=scope)
+
+
+def _window(g: GraphBuilder, steps: str, real: str, reach: int) -> Window:
+    """Relative offsets of all pairs of steps."""
+    scope = "window"
+    column = g.op("Unsqueeze", [steps, g.constant([1])], scope=scope)
+    offset = g.op("Sub", [steps, column], scope=scope)
+    clipped = g.op("Clip", [offset, g.constant(-reach), g.constant(reach)], scope=scope)
+    rows = g.op("Add", [clipped, g.constant(reach)], scope=scope)
+    distance = g.op("Abs", [offset], scope=scope)
+    near = g.op("LessOrEqual", [distance, g.constant(reach)], scope=scope)
+    keys = g.op("Unsqueeze", [real, g.constant([1, 2])], scope=scope)
+    return Window(rows, g.op("And", [near, keys], scope=scope))
+
+
+def _convolution(layers: Layers, x: str, block: ConvolutionBlock, keep: str, base: str) -> str:
+    """Depthwise convolution over time, then a pointwise MLP, both residual."""
+    name = f"{base}.convolution"
+    normed = layers.layer_norm(x, block.mix_norm, f"{name}.mix_norm")
+    kept = layers.turn(layers.g.op("Mul", [normed, keep], scope=name), f"{name}.mix")
+    mixed = layers.turn(layers.convolution(kept, block.mix, f"{name}.mix"), f"{name}.mixed")
+    x = layers.add(x, mixed, f"{name}.mixed")
+    normed = layers.layer_norm(x, block.norm, f"{name}.norm")
+    wide = layers.gelu(layers.linear(normed, block.up, f"{name}.up"), f"{name}.up")
+    return layers.add(x, layers.linear(wide, block.down, f"{name}.down"), f"{name}.down")
+
+
+def _attention(layers: Layers, x: str, block: LocalAttention, window: Window, base: str) -> str:
+    """Attention over near and real steps, with a learned bias per offset; residual."""
+    g, name = layers.g, f"{base}.attention"
+    normed = layers.layer_norm(x, block.norm, f"{name}.norm")
+    heads = g.constant([0, 0, block.heads, block.head_dim])
+
+    def split(layer: str, perm: list[int], scale: float = 1.0) -> str:
+        made = layers.linear(normed, getattr(block, layer), f"{name}.{layer}", scale)
+        parted = g.op("Reshape", [made, heads], scope=f"{name}.{layer}")
+        return g.op("Transpose", [parted], scope=f"{name}.{layer}", perm=perm)
+
+    query = split("query", [0, 2, 1, 3], 1 / math.sqrt(block.head_dim))
+    score = g.op("MatMul", [query, split("key", [0, 2, 3, 1])], scope=f"{name}.score")
+    offsets = layers.stored(f"{name}.offset_bias", block.offset_bias)
+    bias = g.op("Gather", [offsets, window.rows], scope=f"{name}.bias", axis=0)
+    bias = g.op("Transpose", [bias], scope=f"{name}.bias", perm=[2, 0, 1])
+    score = layers.add(score, bias, f"{name}.score")
+    score = g.op("Where", [window.seen, score, g.floats(HIDDEN_SCORE)], scope=f"{name}.score")
+    share = g.op("Softmax", [score], scope=f"{name}.share", axis=-1)
+    pooled = g.op("MatMul", [share, split("value", [0, 2, 1, 3])], scope=f"{name}.pooled")
+    pooled = g.op("Transpose", [pooled], scope=f"{name}.pooled", perm=[0, 2, 1, 3])
+    width = block.heads * block.head_dim
+    joined = g.op("Reshape", [pooled, g.constant([0, 0, width])], scope=f"{name}.pooled")
+    return layers.add(x, layers.linear(joined, block.out, f"{name}.out"), f"{name}.out")
+
+
+def _read_out(g: GraphBuilder, query: str, embedding: Matrix, candidates: int, result: str) -> None:
+    """Mean of the embedding's best rows for each query (M, d), weighted by their softmax."""
+    scope = "read_out"
+    logits = linear(g, query, embedding, "embedding")
+    best, rows = f"{scope}/best", f"{scope}/rows"
+    g.op("TopK", [logits, g.constant([candidates])], scope=scope, outputs=[best, rows], axis=-1)
+    share = g.op("Softmax", [best], scope=scope, axis=-1)
+    share = g.op("Unsqueeze", [share, g.constant([1])], scope=scope)
+    picked = look_up(g, rows, embedding, "embedding")
+    mixed = g.op("MatMul", [share, picked], scope=scope)
+    g.op("Squeeze", [mixed, g.constant([1])], scope=scope, outputs=[result])

@@ -1,0 +1,57 @@
+"""Whisper's encoder over one window of log-mel features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from edge_safe.export.graphs.builder import FLOAT, GraphBuilder
+from edge_safe.export.graphs.matrices import Matrix
+from edge_safe.export.graphs.store import WeightStore
+from edge_safe.export.quantization import MatrixFormat
+from edge_safe.export.towers.modules import Layers
+
+NAME = "audio_encoder"
+
+
+def whisper_graph(
+    encoder: WhisperEncoder, store: WeightStore, form: MatrixFormat
+) -> tuple[GraphBuilder, list[Matrix]]:
+    """input_features (1, bins, 2 T) -> audio_states (1, T, c)."""
+    config: Any = encoder.config
+    states = config.max_source_positions
+    g = GraphBuilder(NAME)
+    x = g.input("input_features", FLOAT, [1, config.num_mel_bins, 2 * states])
+    g.output("audio_states", FLOAT, [1, states, config.d_model])
+    layers = Layers(g, store, form)
+    for name in ("conv1", "conv2"):
+        x = layers.gelu(layers.convolution(x, getattr(encoder, name), name), name)
+    x = layers.turn(x, "positions")
+    x = layers.add(x, layers.stored("positions", encoder.embed_positions.weight), "positions")
+    for index, layer in enumerate(encoder.layers):
+        x = _layer(layers, x, layer, f"layers.{index}", config.encoder_attention_heads)
+    final = layers.layer_norm(x, encoder.layer_norm, "layer_norm")
+    g.op("Identity", [final], scope="states", outputs=["audio_states"])
+    return g, layers.matrices
+
+
+def _layer(layers: Layers, x: str, layer: Any, name: str, heads: int) -> str:
+    normed = layers.layer_norm(x, layer.self_attn_layer_norm, f"{name}.attention_norm")
+    attention = layer.self_attn
+    parts = [
+        layers.linear(normed, getattr(attention, f"{part}_proj"), f"{name}.{part}")
+        for part in "qkv"
+    ]
+    mixed = layers.g.contrib(
+        "MultiHeadAttention",
+        parts,
+        scope=f"{name}.attention",
+        num_heads=heads,
+        scale=float(attention.head_dim**-0.5),
+    )
+    out = layers.linear(mixed, attention.out_proj, f"{name}.out")
+    x = layers.add(x, out, f"{name}.attention")
+    normed = layers.layer_norm(x, layer.final_layer_norm, f"{name}.mlp_norm")
+    hidden = layers.gelu(layers.linear(normed, layer.fc1, f"{name}.up"), f"{name}.up")
+    return layers.add(x, layers.linear(hidden, layer.fc2, f"{name}.down"), f"{name}.mlp")
