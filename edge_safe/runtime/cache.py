@@ -110,7 +110,8 @@ class GateColumns:
 
     def since(self, length: int) -> Array:
         """A copy of the columns from ``length`` on."""
-        return self._data[:, :, :, length : self.length].copy()
+        columns: Array = self._data[:, :, :, length : self.length].copy()
+        return columns
 
     def truncate(self, length: int) -> None:
         """Forgets all columns from ``length`` on."""
