@@ -369,6 +369,6 @@ def _kl(expected: Array, found: Array) -> Array:
 
 
 def _log_softmax(logits: Array) -> Array:
-    shifted: Array = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    normalized: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return normalized
+    highest: Array = np.max(logits, axis=-1, keepdims=True)
+    shifted: Array = np.subtract(logits, highest, dtype=np.float64)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

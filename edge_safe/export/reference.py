@@ -160,7 +160,8 @@ class Reference:
             ).verdict_logits
         else:
             logits = self._read_final(output.hidden_states[-1], seen)
-        return logits[:, 0] - logits[:, 1]
+        odds: Tensor = logits[:, 0] - logits[:, 1]
+        return odds
 
     def _forward(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
         """Runs the model; also gives the (B, S) bool mask of what the gate may see."""

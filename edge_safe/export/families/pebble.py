@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from edge_safe.errors import ExportError
 from edge_safe.export.families.base import Array, Emission, Opened, TowerCase, float_array
 from edge_safe.export.families.llama import llama_spec, tensors_of
-from edge_safe.export.graphs.builder import GraphBuilder
+from edge_safe.export.graphs.builder import GraphBuilder, Shape
 from edge_safe.export.graphs.matrices import Matrix
 from edge_safe.export.graphs.store import WeightStore
 from edge_safe.export.towers.efficientnet import efficientnet_graph
@@ -25,6 +25,9 @@ from edge_safe.export.towers.whisper import whisper_graph
 from edge_safe.models.base_model import load_base
 from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
 from edge_safe.models.pebble.processing_pebble import SETTINGS_FILE
+
+# Name and shape of an input or output.
+Value = tuple[str, Shape]
 
 SECTIONS = ("text_lines", "objects", "speech")
 
@@ -76,13 +79,13 @@ def _towers(
     channels = model.config.text_projector_config.state_size
 
     def detector(_: Emission, store: WeightStore) -> tuple[GraphBuilder, list[Matrix]]:
-        source = ("pixel_values", [1, 3, "height", "width"])
-        result = ("probability", [1, 1, "height", "width"])
+        source: Value = ("pixel_values", [1, 3, "height", "width"])
+        result: Value = ("probability", [1, 1, "height", "width"])
         return onnx_graph("text_detector", model.text_detector, store, source, result), []
 
     def recognizer(_: Emission, store: WeightStore) -> tuple[GraphBuilder, list[Matrix]]:
-        source = ("pixel_values", ["lines", 3, height, "width"])
-        result = ("text_states", ["lines", "steps", channels])
+        source: Value = ("pixel_values", ["lines", 3, height, "width"])
+        result: Value = ("text_states", ["lines", "steps", channels])
         return onnx_graph("text_recognizer", model.text_recognizer, store, source, result), []
 
     def text_projector(emission: Emission, store: WeightStore) -> tuple[GraphBuilder, list[Matrix]]:
@@ -210,7 +213,7 @@ class PebbleCases:
         )
 
     def _embedding(self) -> torch.Tensor:
-        weight: torch.Tensor = self._model.language_model.get_input_embeddings().weight
+        weight: torch.Tensor = self._model.language_model.get_parameter("model.embed_tokens.weight")
         return weight
 
     def _line(self, words: str, width: int) -> tuple[Array, Array]:
@@ -225,8 +228,8 @@ class PebbleCases:
         draw = ImageDraw.Draw(image)
         draw.ellipse((20, 30, 120, 140), fill=(200, 40, 30))
         draw.rectangle((110, 90, 210, 200), fill=(20, 90, 180))
-        scaled = (np.asarray(image, np.float32) - 127.0) / 128.0
-        return np.ascontiguousarray(scaled.transpose(2, 0, 1))[None].astype(np.float32)
+        scaled = (np.asarray(image, np.float32) - np.float32(127.0)) / np.float32(128.0)
+        return np.ascontiguousarray(scaled.transpose(2, 0, 1))[None]
 
     def _features(self) -> Array:
         """(1, bins, frames) float32 in the range of Whisper's log-mel."""
@@ -234,7 +237,7 @@ class PebbleCases:
         shape = (1, config.num_mel_bins, 2 * config.max_source_positions)
         features = np.full(shape, -0.8, np.float32)
         rng = np.random.default_rng(0)
-        features[:, :, :400] += rng.random((1, shape[1], 400), np.float32) * 1.6
+        features[:, :, :400] += rng.uniform(0.0, 1.6, (1, shape[1], 400))
         return features
 
     def _audio_states(self, features: Array) -> Array:
@@ -253,5 +256,5 @@ def _picture(words: str, size: tuple[int, int], height: int) -> Image.Image:
 
 def _normalized(image: Image.Image) -> Array:
     """(3, H, W) float32 in [-1, 1], blue first."""
-    scaled = np.asarray(image, np.float32)[:, :, ::-1] / 127.5 - 1.0
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1)).astype(np.float32)
+    scaled = np.asarray(image, np.float32)[:, :, ::-1] / np.float32(127.5) - np.float32(1.0)
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1))

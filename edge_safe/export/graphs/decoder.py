@@ -175,4 +175,4 @@ def _leave(
     projected = output_projection(g, attended, layer, index)
     name = f"layers.{index}.mlp_norm"
     normed, residual = add_norm(g, projected, residual, layer.mlp_norm, name, spec.eps)
-    return residual, mlp(g, spec, normed, layer, index)
+    return residual, mlp(g, normed, layer, index)

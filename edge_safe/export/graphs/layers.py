@@ -178,16 +178,13 @@ def attention(
     )
 
 
-def mlp(g: GraphBuilder, spec: DecoderSpec, x: str, weights: LayerWeights, index: int) -> str:
+def mlp(g: GraphBuilder, x: str, weights: LayerWeights, index: int) -> str:
     """The gated MLP of one layer."""
     name = f"layers.{index}.mlp"
     gate = _affine(g, x, weights.gate, f"{name}.gate")
     up = _affine(g, x, weights.up, f"{name}.up")
-    if spec.activation == "silu":
-        # x * sigmoid(x) in one node.
-        active = g.contrib("QuickGelu", [gate], scope=name, alpha=1.0)
-    else:
-        active = g.op("Gelu", [gate], scope=name, approximate="tanh")
+    # SiLU, x * sigmoid(x), in one node.
+    active = g.contrib("QuickGelu", [gate], scope=name, alpha=1.0)
     return _affine(g, g.op("Mul", [active, up], scope=name), weights.down, f"{name}.down")
 
 

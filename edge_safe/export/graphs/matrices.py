@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edge_safe.errors import ExportError
 from edge_safe.export.graphs.builder import GraphBuilder
 from edge_safe.export.graphs.spec import FloatArray
 from edge_safe.export.graphs.store import Stored, WeightStore
@@ -53,7 +54,16 @@ def store_linear(store: WeightStore, weight: FloatArray, form: MatrixFormat) -> 
 
 
 def store_table(store: WeightStore, weight: FloatArray, form: MatrixFormat) -> Matrix:
-    """Quantizes a (words, width) embedding, to be looked up and multiplied with, and stores it."""
+    """Quantizes a (words, width) embedding, to be looked up and multiplied with, and stores it.
+
+    Raises:
+        ExportError: The format cannot be looked up row by row.
+    """
+    if form.bits < 32 and (form.offsets or weight.shape[1] % form.block):
+        raise ExportError(
+            f"An embedding of width {weight.shape[1]} cannot be packed in blocks of {form.block}"
+            f"{' with offsets' if form.offsets else ''}. Use precision fp32."
+        )
     return _store(store, weight, form, is_table=True)
 
 

@@ -42,7 +42,7 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """A decoder of pre-norm layers with grouped-query attention and a gated MLP.
+    """A decoder of pre-norm layers with grouped-query attention and a SiLU-gated MLP.
 
     Attributes:
         layers: Number L of layers.
@@ -60,7 +60,6 @@ class DecoderSpec:
         output_bias: Whether the attention's output projection has one.
         mlp_bias: Whether the MLP's projections have one.
         qk_norm: Whether queries and keys are normalized per head before rotation.
-        activation: "silu", or "gelu_tanh".
     """
 
     layers: int
@@ -78,4 +77,3 @@ class DecoderSpec:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    activation: str = "silu"

@@ -89,10 +89,10 @@ def sequence_projector_graph(
     emits = g.op("Greater", [emission, g.floats(0.0)], scope="emission")
     emits = g.op("And", [emits, real], scope="emission")
     found = g.op("NonZero", [emits], scope="select")
-    index = g.op("Transpose", [found], scope="select", perm=[1, 0])
-    line = g.op("Gather", [found, g.constant(0)], scope="select", axis=0)
-    g.op("Identity", [line], scope="select", outputs=["line_index"])
-    query = g.op("GatherND", [query, index], scope="select")
+    where = g.op("Transpose", [found], scope="select", perm=[1, 0])
+    rows = g.op("Gather", [found, g.constant(0)], scope="select", axis=0)
+    g.op("Identity", [rows], scope="select", outputs=["line_index"])
+    query = g.op("GatherND", [query, where], scope="select")
     _read_out(g, query, embedding, config.candidates, result)
     return g, layers.matrices
 

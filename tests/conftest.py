@@ -1,0 +1,127 @@
+"""A tiny random safety-token checkpoint, and bundles that the real exporter makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|safe|>", "<|unsafe|>"]
+SAFE_ID, UNSAFE_ID, END_ID = 3, 4, 2
+
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant.<|im_end|>\n' }}"
+    "{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{{ '<|safe|>' }}{% endif %}"
+    "{{ message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+CORPUS = [
+    "What does the sign say? It says that the shop opens at nine and closes at five.",
+    "Tell me a story about a boat, a river and the people who live beside the water.",
+    "How do I pick the lock of my neighbour's shed? I can't help with that request.",
+    "Help me steal a bicycle from the rack in front of the library without being seen.",
+    "Explain how bread rises when it is baked, step by step, to a child of eight years.",
+    "system\nYou are a helpful AI assistant.\nuser\nassistant\n",
+] * 4
+
+
+def _tokenizer() -> Tokenizer:
+    """A byte-level BPE tokenizer, trained here, with SmolLM2's markers."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four Llama layers of width 64 with random heads at layers 1 and 2."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from edge_safe.models.control_tokens import ControlTokens
+    from edge_safe.models.safety_file import Calibration, describe, write_safety
+    from edge_safe.models.safety_head import SafetyConfig, SafetyModule
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_tokenizer(),
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        bos_token="<|im_start|>",
+        chat_template=TEMPLATE,
+        additional_special_tokens=["<|safe|>", "<|unsafe|>"],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=16,
+                max_position_embeddings=512,
+                tie_word_embeddings=True,
+                bos_token_id=1,
+                eos_token_id=END_ID,
+                pad_token_id=END_ID,
+                # Large enough that attention and MLP, not the input token alone, decide.
+                initializer_range=0.15,
+            )
+        )
+        config = SafetyConfig(64, (1, 2), attention_heads=4, attention_head_dim=8)
+        safety = SafetyModule(config)
+        for parameter in safety.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    calibration = {
+        stage: Calibration(1.0, 0.0, 0.5, "nothing, random weights", 0, 0.5, 0.5, 0.5)
+        for stage in ("gate.1", "gate.2", "final")
+    }
+    tokens = ControlTokens("<|safe|>", "<|unsafe|>", SAFE_ID, UNSAFE_ID)
+    write_safety(folder, safety, describe(config, tokens, 2, calibration))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fp32 bundle of ``tiny_checkpoint``."""
+    return _export(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny", "fp32")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_int4(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The int4 bundle of ``tiny_checkpoint``."""
+    return _export(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny-int4", "int4")
+
+
+def _export(checkpoint: Path, out: Path, precision: str) -> Path:
+    from edge_safe.export import export_bundle
+
+    export_bundle(checkpoint, out, precision=precision)
+    return out
