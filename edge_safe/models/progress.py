@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from tqdm import tqdm  # type: ignore[import-untyped]  # ships no types
+from tqdm import tqdm
 
 # Called with the name of the job, the steps done and the steps there are.
 Progress = Callable[[str, int, int], None]
