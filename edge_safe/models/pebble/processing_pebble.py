@@ -184,7 +184,7 @@ class PebbleProcessor:
                 text or a list of ``{"type": "text" | "image" | "audio", <type>: value}``.
             images: Pictures of the last user turn.
             audio: A recording of the last user turn.
-            detector: Finds text in pictures; needed where there are pictures.
+            detector: Finds text in pictures; needed where text in pictures is read.
             untrained_towers: Also uses modalities whose projector was never trained.
 
         Returns:
@@ -193,7 +193,7 @@ class PebbleProcessor:
 
         Raises:
             PromptError: The conversation is malformed.
-            MediaError: A recording is too long, or cannot be judged.
+            MediaError: A recording is too long, or nothing was trained for pictures or for sound.
         """
         turns = _read_turns(conversation)
         last = next((t for t in reversed(turns) if t.role == "user"), None)
@@ -208,13 +208,7 @@ class PebbleProcessor:
         data["attention_mask"] = torch.ones_like(data["input_ids"])
         pictures = [image.convert("RGB") for turn in turns for image in turn.images]
         if pictures:
-            if detector is None:
-                raise PromptError(
-                    "Pictures are read line by line: give the model's text_detector as detector."
-                )
-            data |= self.text_lines(pictures, detector)
-            if untrained_towers or self.config.trained("objects"):
-                data["object_pixel_values"] = self.object_pixels(pictures)
+            data |= self._pictures(pictures, detector, untrained_towers)
         recordings = [recording for turn in turns for recording in turn.audio]
         if recordings:
             if not (untrained_towers or self.config.trained("speech")):
@@ -252,6 +246,26 @@ class PebbleProcessor:
         if not begun:
             run = self._encode_template(ids, run, text)
         return ids + self._plain(run)
+
+    def _pictures(
+        self, pictures: Sequence[Image.Image], detector: Detector | None, untrained: bool
+    ) -> dict[str, Tensor]:
+        """What the usable towers want of RGB pictures."""
+        data: dict[str, Tensor] = {}
+        if untrained or self.config.trained("text_lines"):
+            if detector is None:
+                raise PromptError(
+                    "Pictures are read line by line: give the model's text_detector as detector."
+                )
+            data |= self.text_lines(pictures, detector)
+        if untrained or self.config.trained("objects"):
+            data["object_pixel_values"] = self.object_pixels(pictures)
+        if not data:
+            raise MediaError(
+                "None of this model's projectors for pictures has been trained, so pictures "
+                "cannot be judged. Leave the picture out."
+            )
+        return data
 
     def text_lines(self, pictures: Sequence[Image.Image], detector: Detector) -> dict[str, Tensor]:
         """Finds and cuts the lines of RGB pictures."""

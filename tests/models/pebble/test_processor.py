@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from edge_safe.errors import CheckpointError, MediaError, PromptError
-from edge_safe.models.pebble import PebbleForConditionalGeneration, PebbleProcessor
+from edge_safe.models.pebble import PebbleConfig, PebbleForConditionalGeneration, PebbleProcessor
 from edge_safe.models.pebble.text_lines import (
     Box,
     TextLineConfig,
@@ -195,6 +195,15 @@ def test_media_stand_in_front_of_the_text(
     decoded = processor.decode(inputs["input_ids"][0])
     assert "user\n<|image|><|media_end|>Read.<|im_end|>" in decoded
     assert "object_pixel_values" not in inputs
+
+
+def test_a_picture_that_no_trained_tower_sees_is_refused(
+    processor: PebbleProcessor, sign: Image.Image
+) -> None:
+    config = PebbleConfig.from_dict(processor.config.to_dict() | {"modalities": {}})
+    blind = PebbleProcessor(processor.tokenizer, config, processor.settings)
+    with pytest.raises(MediaError, match="cannot be judged"):
+        blind("x", images=[sign])
 
 
 def test_untrained_speech_is_refused(processor: PebbleProcessor) -> None:

@@ -47,7 +47,7 @@ def test_the_lines_of_a_picture_are_found(
 ) -> None:
     processor = PebbleProcessor.from_pretrained(untrained)
     picture = draw("What does the sign say?\nNo smoking", turn=5)
-    inputs = processor("x", images=[picture], detector=real.text_detector)
+    inputs = processor.text_lines([picture], real.text_detector)
     assert inputs["line_images"].tolist() == [0, 0]
     assert int(inputs["line_widths"][0]) > int(inputs["line_widths"][1])
 
