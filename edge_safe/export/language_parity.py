@@ -347,13 +347,13 @@ def _greedy(graphs: LanguageGraphs, reference: Reference, prompts: Sequence[Arra
 
 def _decode(graphs: LanguageGraphs, embeds: Array, tokens: Sequence[int] | None) -> Array:
     """(steps, V) logits of a decoding that follows ``tokens``, or its own best ones."""
-    mask = np.ones(embeds.shape[:2], np.int64)
-    output = graphs.run(embeds, mask, graphs.empty(1))
+    length = int(embeds.shape[1])
+    output = graphs.run(embeds, np.ones((1, length), np.int64), graphs.empty(1))
     rows = [output.logits[0]]
     empty = graphs.empty(1).gate
     for step in range(GREEDY_TOKENS - 1):
         token = int(rows[-1].argmax()) if tokens is None else tokens[step]
-        mask = np.ones((1, mask.shape[1] + 1), np.int64)
+        mask = np.ones((1, length + step + 1), np.int64)
         # As the runtime does, the gate's columns are not carried through while decoding.
         cache = Cache(output.cache.layers, empty)
         output = graphs.run(graphs.embed(np.array([[token]])), mask, cache)

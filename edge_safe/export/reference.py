@@ -139,16 +139,18 @@ class Reference:
             (1, S, d); the side may not have been reached.
         """
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
-        moved = torch.from_numpy(embeds).clone().requires_grad_(True)
-        length = float(moved.detach().norm())
+        moved = torch.from_numpy(embeds).clone()
+        length = float(moved.norm())
         sign = 1.0 if unsafe else -1.0
         for _ in range(STEERING_STEPS):
-            odds = self._log_odds(moved, mask)
+            with torch.enable_grad():
+                moved.requires_grad_(True)
+                odds = self._log_odds(moved, mask)
+                (gradient,) = torch.autograd.grad(odds.sum(), moved)
             if sign * (float(odds.detach()) - target) > 0:
                 break
-            (gradient,) = torch.autograd.grad(odds.sum(), moved)
             step = sign * gradient * (0.05 * length / gradient.norm().clamp_min(1e-12))
-            moved = (moved + step).detach().requires_grad_(True)
+            moved = moved.detach() + step
         return float_array(moved)
 
     def _log_odds(self, embeds: Tensor, mask: Tensor) -> Tensor:

@@ -162,8 +162,9 @@ class PebbleCases:
         for row, line in zip(states, lines, strict=True):
             row[: len(line)] = line
         yield self._projected("lines", states, lengths)
-        noise = np.random.default_rng(0).standard_normal(states.shape).astype(np.float32)
-        yield self._projected("noise", noise, lengths)
+        random = np.random.default_rng(0)
+        states[:] = random.standard_normal(size=states.shape)
+        yield self._projected("noise", states, lengths)
 
     def vision_encoder(self) -> Iterator[TowerCase]:
         """A picture of shapes."""

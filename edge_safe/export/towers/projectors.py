@@ -90,10 +90,12 @@ def sequence_projector_graph(
     emits = g.op("And", [emits, real], scope="emission")
     found = g.op("NonZero", [emits], scope="select")
     where = g.op("Transpose", [found], scope="select", perm=[1, 0])
-    rows = g.op("Gather", [found, g.constant(0)], scope="select", axis=0)
-    g.op("Identity", [rows], scope="select", outputs=["line_index"])
     query = g.op("GatherND", [query, where], scope="select")
-    _read_out(g, query, embedding, config.candidates, result)
+    features, pieces = _read_out(g, query, embedding, config.candidates)
+    kept = _first_of_run(g, found, pieces)
+    line = g.op("Gather", [found, g.constant(0)], scope="select", axis=0)
+    g.op("Compress", [features, kept], scope="select", outputs=[result], axis=0)
+    g.op("Compress", [line, kept], scope="select", outputs=["line_index"], axis=0)
     return g, layers.matrices
 
 
@@ -193,8 +195,8 @@ def _attention(layers: Layers, x: str, block: LocalAttention, window: Window, ba
     return layers.add(x, layers.linear(joined, block.out, f"{name}.out"), f"{name}.out")
 
 
-def _read_out(g: GraphBuilder, query: str, embedding: Matrix, candidates: int, result: str) -> None:
-    """Mean of the embedding's best rows for each query (M, d), weighted by their softmax."""
+def _read_out(g: GraphBuilder, query: str, embedding: Matrix, candidates: int) -> tuple[str, str]:
+    """Mean of the embedding's best rows for each query (M, d), and the best row (M,)."""
     scope = "read_out"
     logits = linear(g, query, embedding, "embedding")
     best, rows = f"{scope}/best", f"{scope}/rows"
@@ -203,4 +205,29 @@ def _read_out(g: GraphBuilder, query: str, embedding: Matrix, candidates: int, r
     share = g.op("Unsqueeze", [share, g.constant([1])], scope=scope)
     picked = look_up(g, rows, embedding, "embedding")
     mixed = g.op("MatMul", [share, picked], scope=scope)
-    g.op("Squeeze", [mixed, g.constant([1])], scope=scope, outputs=[result])
+    features = g.op("Squeeze", [mixed, g.constant([1])], scope=scope)
+    return features, g.op("Gather", [rows, g.constant(0)], scope=scope, axis=1)
+
+
+def _first_of_run(g: GraphBuilder, found: str, pieces: str) -> str:
+    """(M,) bool, False where the step before, in the same line, emits the same piece.
+
+    Args:
+        g: The graph.
+        found: (2, M) int64 line and step of each emitted piece.
+        pieces: (M,) int64.
+    """
+    scope = "first_of_run"
+    piece = g.op("Unsqueeze", [pieces, g.constant([0])], scope=scope)
+    # A step one further makes line, step - 1 and piece those of the entry before.
+    entry = g.op("Concat", [found, piece], scope=scope, axis=0)
+    start = g.op("Unsqueeze", [g.constant([-1, -1, -1]), g.constant([1])], scope=scope)
+    padded = g.op("Concat", [start, entry], scope=scope, axis=1)
+    before = g.op(
+        "Slice", [padded, g.constant([0]), g.constant([-1]), g.constant([1])], scope=scope
+    )
+    one_on = g.op("Unsqueeze", [g.constant([0, 1, 0]), g.constant([1])], scope=scope)
+    expected = g.op("Add", [before, one_on], scope=scope)
+    apart = g.op("Abs", [g.op("Sub", [entry, expected], scope=scope)], scope=scope)
+    apart = g.op("ReduceMax", [apart, g.constant([0])], scope=scope, keepdims=0)
+    return g.op("Greater", [apart, g.constant(0)], scope=scope)

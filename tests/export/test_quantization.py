@@ -1,0 +1,174 @@
+"""Packing of one matrix: byte layout, accuracy, and the kernels that read it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_safe.errors import ExportError
+from edge_safe.export.graphs.builder import FLOAT, INT64, GraphBuilder
+from edge_safe.export.graphs.matrices import linear, look_up, store_linear, store_table
+from edge_safe.export.graphs.store import WeightStore
+from edge_safe.export.quantization import (
+    MatrixFormat,
+    block_sums,
+    dequantize,
+    precision_named,
+    quantize,
+)
+from edge_safe.runtime.session import Session
+
+FORMATS = [
+    MatrixFormat(4),
+    MatrixFormat(4, symmetric=True),
+    MatrixFormat(4, offsets=True),
+    MatrixFormat(8),
+    MatrixFormat(8, symmetric=True),
+]
+
+
+def weights(rows: int, columns: int) -> np.ndarray:
+    return np.random.default_rng(5).standard_normal((rows, columns)).astype(np.float32)
+
+
+def lattice(rows: int, columns: int) -> np.ndarray:
+    """Weights as 4-bit GGUF files hold them: a minimum and 16 steps in every block of 32."""
+    rng = np.random.default_rng(6)
+    shape = (rows, columns // 32, 32)
+    steps = rng.integers(0, 16, shape)
+    steps[..., 0], steps[..., 1] = 0, 15
+    low = -rng.random((*shape[:2], 1)) * 0.3 - 0.1
+    scale = rng.random((*shape[:2], 1)) * 0.03 + 0.01
+    return (low + scale * steps).reshape(rows, columns).astype(np.float32)
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def run_linear(tmp_path: Path, weight: np.ndarray, form: MatrixFormat, x: np.ndarray) -> np.ndarray:
+    g = GraphBuilder("test")
+    source = g.input("x", FLOAT, ["rows", weight.shape[1]])
+    g.output("y", FLOAT, ["rows", weight.shape[0]])
+    with WeightStore(tmp_path / "w.data") as store:
+        matrix = store_linear(store, weight, form)
+    product = linear(g, source, matrix, "layer")
+    g.op("Identity", [product], scope="out", outputs=["y"])
+    g.save(tmp_path / "linear.onnx")
+    return Session(tmp_path / "linear.onnx", threads=1).run({"x": x})["y"]
+
+
+def test_low_half_of_a_byte_is_the_even_column() -> None:
+    weight = lattice(1, 32)
+    packed = quantize(weight, MatrixFormat(4))
+    scale = float(packed.scales[0, 0])
+    zero = packed.zero_points[0, 0] & 15
+    byte = packed.values[0, 0, 3]
+    assert weight[0, 6] == pytest.approx((int(byte & 15) - int(zero)) * scale, abs=scale)
+    assert weight[0, 7] == pytest.approx((int(byte >> 4) - int(zero)) * scale, abs=scale)
+
+
+def test_asymmetric_blocks_are_the_library_quantizers() -> None:
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    from onnxruntime.capi._pybind_state import quantize_matmul_4bits
+
+    weight = weights(12, 96)
+    packed = quantize(weight, MatrixFormat(4))
+    values = np.zeros((12, 3, 16), np.uint8)
+    scales = np.zeros((12, 3), np.float32)
+    zeros = np.zeros((12, 2), np.uint8)
+    quantize_matmul_4bits(values, np.ascontiguousarray(weight.T), scales, zeros, 32, 12, 96, False)
+    np.testing.assert_allclose(packed.scales, scales, rtol=1e-6)
+    np.testing.assert_array_equal(packed.zero_points & 15, zeros & 15)
+    assert (packed.values == values).mean() > 0.99
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_rounding_stays_within_half_a_step(form: MatrixFormat) -> None:
+    weight = weights(8, 96)
+    packed = quantize(weight, form)
+    error = np.abs(dequantize(packed, form, 96) - weight).reshape(8, 3, 32).max(-1)
+    # Zero points are rounded too, and a symmetric block cannot reach the end of its other side.
+    steps = np.abs(packed.scales[:, :3])
+    assert (error <= steps * 1.01).all()
+
+
+def test_offsets_give_lattice_weights_back() -> None:
+    weight = lattice(40, 576)
+    whole, offsets = MatrixFormat(4), MatrixFormat(4, offsets=True)
+    assert relative(dequantize(quantize(weight, whole), whole, 576), weight) > 0.04
+    assert relative(dequantize(quantize(weight, offsets), offsets, 576), weight) < 0.02
+
+
+def test_offsets_survive_a_constant_block() -> None:
+    weight = lattice(4, 64)
+    weight[:, :32] = 0.25
+    weight[1, :32] = 0.0
+    form = MatrixFormat(4, offsets=True)
+    found = dequantize(quantize(weight, form), form, 64)
+    assert np.abs(found - weight).max() < 0.02
+
+
+def test_block_sums_add_up_the_columns_of_each_block() -> None:
+    form = MatrixFormat(4, offsets=True)
+    x = weights(3, 96)
+    sums = x @ block_sums(96, form)
+    np.testing.assert_allclose(sums[:, :3], x.reshape(3, 3, 32).sum(-1), rtol=1e-5)
+    assert not sums[:, 3:].any()
+
+
+@pytest.mark.parametrize("columns", [64, 96])
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_kernel_multiplies_by_the_dequantized_matrix(
+    form: MatrixFormat, columns: int, tmp_path: Path
+) -> None:
+    weight, x = lattice(48, columns), weights(5, columns)
+    exact = MatrixFormat(form.bits, form.block, form.symmetric, 0, form.offsets)
+    expected = x @ dequantize(quantize(weight, form), form, columns).T
+    found = run_linear(tmp_path, weight, exact, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_int8_kernel_stays_close(tmp_path: Path) -> None:
+    weight, x = lattice(48, 576), weights(5, 576)
+    form = MatrixFormat(4, offsets=True)
+    assert relative(run_linear(tmp_path, weight, form, x), x @ weight.T) < 0.04
+
+
+@pytest.mark.parametrize("columns", [64, 96])
+@pytest.mark.parametrize("form", [MatrixFormat(4), MatrixFormat(8), MatrixFormat(32)], ids=str)
+def test_looked_up_rows_are_the_dequantized_ones(
+    form: MatrixFormat, columns: int, tmp_path: Path
+) -> None:
+    weight = weights(50, columns)
+    expected = weight if form.bits == 32 else dequantize(quantize(weight, form), form, columns)
+    g = GraphBuilder("test")
+    ids = g.input("ids", INT64, ["n", 2])
+    g.output("y", FLOAT, ["n", 2, columns])
+    with WeightStore(tmp_path / "w.data") as store:
+        table = store_table(store, weight, form)
+    g.op("Identity", [look_up(g, ids, table, "table")], scope="out", outputs=["y"])
+    g.save(tmp_path / "table.onnx")
+    chosen = np.array([[0, 49], [17, 3]])
+    found = Session(tmp_path / "table.onnx", threads=1).run({"ids": chosen})["y"]
+    np.testing.assert_allclose(found, expected[chosen], rtol=1e-5, atol=1e-6)
+
+
+def test_embedding_refuses_a_width_that_does_not_fit(tmp_path: Path) -> None:
+    with WeightStore(tmp_path / "w.data") as store, pytest.raises(ExportError, match="width 40"):
+        store_table(store, weights(4, 40), MatrixFormat(8))
+
+
+def test_unknown_precision_lists_those_there_are() -> None:
+    with pytest.raises(ExportError, match=r"fp16.*fp32, int8, int4"):
+        precision_named("fp16")
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    weight = weights(2, 32)
+    weight[1, 5] = np.nan
+    with pytest.raises(ExportError, match="NaN"):
+        quantize(weight, MatrixFormat(4))
