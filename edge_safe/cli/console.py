@@ -116,6 +116,13 @@ class Terminal:
             yield tell
 
 
+def without_loading_bars() -> None:
+    """Keeps transformers from drawing progress bars of its own between ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def printable(text: str) -> str:
     """The text without control characters, so that no answer can steer the terminal."""
     return "".join(c for c in text if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f"))

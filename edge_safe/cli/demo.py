@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_safe.cli import options
-from edge_safe.cli.console import Terminal, number, printable
+from edge_safe.cli.console import Terminal, number, printable, without_loading_bars
 from edge_safe.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def _prepare(bundle: Path | None, rebuild: bool, terminal: Terminal) -> Path:
 
     terminal.note(f"Exporting {checkpoint} to {folder}; this happens once and takes minutes.")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    without_loading_bars()
     with terminal.steps() as progress:
         export_bundle(
             checkpoint,

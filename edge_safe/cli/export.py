@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from edge_safe.cli import options
-from edge_safe.cli.console import Terminal
+from edge_safe.cli.console import Terminal, without_loading_bars
 from edge_safe.errors import UsageError
 
 
@@ -73,6 +73,7 @@ def command(
     from edge_safe.export import export_bundle
 
     terminal = Terminal(as_json, quiet, verbose)
+    without_loading_bars()
     with terminal.steps() as progress:
         export_bundle(
             source,

@@ -47,6 +47,18 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
+@pytest.fixture(scope="session")
+def seeing_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pebble, all of whose towers count as trained."""
+    from edge_safe.export import export_bundle
+    from tests.models.pebble.tiny import build_tiny_pebble
+
+    folder = tmp_path_factory.mktemp("seeing")
+    checkpoint = build_tiny_pebble(folder / "checkpoint", ("text_lines", "objects", "speech"))
+    export_bundle(checkpoint, folder / "bundle", precision="fp32")
+    return folder / "bundle"
+
+
 @pytest.fixture
 def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may damage."""

@@ -61,17 +61,24 @@ def test_the_picture_is_drawn(cli, tiny_bundle, data: Path, tmp_path: Path) -> N
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_prompts_can_come_as_pictures(cli, tiny_bundle, data: Path) -> None:
-    report = cli(
-        "eval", tiny_bundle, "--data", data, "--render", "pictures", "--quiet", "--json"
-    ).document
-    takes_pictures = "image" in cli("inspect", tiny_bundle, "--json").document["modalities"]
-    if takes_pictures:
-        assert report["errors"] == 0
-        assert set(report["by_modality"]) == {"picture of text"}
-    else:
-        assert report["errors"] == report["rows"]
-        assert report["overall"]["asr"] is None
+def test_prompts_can_come_as_pictures(cli, seeing_bundle, data: Path) -> None:
+    arguments = ("eval", seeing_bundle, "--data", data, "--quiet", "--json")
+    drawn = cli(*arguments, "--render", "pictures").document
+    written = cli(*arguments).document
+    assert drawn["errors"] == 0
+    assert set(drawn["by_modality"]) == {"picture of text"}
+    assert drawn["overall"]["ece"] != written["overall"]["ece"]
+    # What is drawn is what the baselines see; the words beside the picture say nothing.
+    assert drawn["baselines"] == written["baselines"]
+
+
+def test_pictures_for_a_model_that_sees_none_are_rows_without_a_verdict(
+    cli, tiny_bundle, data: Path
+) -> None:
+    arguments = ("eval", tiny_bundle, "--data", data, "--render", "pictures", "--json")
+    report = cli(*arguments).document
+    assert report["errors"] == report["rows"] == 16
+    assert report["overall"]["asr"] is None
 
 
 def test_rows_without_a_label_are_an_error(cli, tiny_bundle, rows) -> None:

@@ -9,9 +9,11 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from edge_safe.evaluation.render_text import render_text
 from edge_safe.runtime.manifest import MANIFEST_FILE, SCHEMA_VERSION
 
 KEYS = [
@@ -177,14 +179,42 @@ def one_clear_line(result) -> None:
         ("--image", text_named_png),
         ("--image", truncated_png),
         ("--image", huge_png),
+        ("--audio", no_file),
         ("--audio", empty_wav),
         ("--audio", long_wav),
     ],
 )
 def test_media_that_cannot_be_judged_get_one_line(
-    cli, tiny_bundle, tmp_path: Path, option: str, make: Callable[[Path], Path]
+    cli, seeing_bundle, tmp_path: Path, option: str, make: Callable[[Path], Path]
 ) -> None:
-    one_clear_line(cli("run", tiny_bundle, "What is this?", option, make(tmp_path)))
+    path = make(tmp_path)
+    result = cli("run", seeing_bundle, "What is this?", option, path)
+    one_clear_line(result)
+    assert path.name in result.err
+
+
+def test_a_bundle_that_only_reads_says_so(cli, tiny_bundle, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "sign.png")
+    result = cli("run", tiny_bundle, "What is this?", "--image", tmp_path / "sign.png")
+    one_clear_line(result)
+    assert "text only" in result.err
+
+
+def test_pictures_and_sound_are_counted(cli, seeing_bundle, allow, tmp_path: Path) -> None:
+    render_text("No smoking", 1).save(tmp_path / "sign.png")
+    with wave.open(str(tmp_path / "tone.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        tone = 8000 * np.sin(np.arange(16_000) / 20)
+        file.writeframes(tone.astype("<i2").tobytes())
+    media = ("--image", tmp_path / "sign.png", "--audio", tmp_path / "tone.wav")
+    options = ("--policy", allow, "--max-tokens", 2, "--json")
+    usage = cli("run", seeing_bundle, "What is this?", *media, *options).document["usage"]
+    bare = cli("run", seeing_bundle, "What is this?", *options).document["usage"]
+    assert usage["image_tokens"] > 0
+    assert (bare["image_tokens"], bare["audio_tokens"]) == (0, 0)
+    assert usage["prompt_tokens"] > bare["prompt_tokens"] + usage["image_tokens"]
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n", "word " * 20_000], ids=["empty", "blank", "long"])
