@@ -141,8 +141,8 @@ def test_sequence_projector(
     form: MatrixFormat, pooling: int, random: np.random.Generator, tmp_path: Path
 ) -> None:
     module = projector(pooling)
-    states = random.standard_normal((3, 40, 24)).astype(np.float32)
-    lengths = np.array([40, 17, 1])
+    states = random.standard_normal((3, 120, 24)).astype(np.float32)
+    lengths = np.array([120, 57, 1])
     embedding = random.standard_normal((200, 64)).astype(np.float32)
     used = embedding if form is PLAIN else dequantize(quantize(embedding, form), form, 64)
     features, line = module.project(torch.tensor(states), torch.tensor(lengths), torch.tensor(used))
