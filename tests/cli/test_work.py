@@ -127,7 +127,7 @@ def test_the_demo_ends_with_0_only_if_every_outcome_is_right(cli, seeing_bundle)
 
 def test_the_demo_shows_every_request_in_a_table(cli, seeing_bundle) -> None:
     result = cli("demo", "--bundle", seeing_bundle)
-    for column in ("verdict", "stage", "p_unsafe", "answer or refusal"):
+    for column in ("verdict", "stage", "p_unsafe", "in all, ms"):
         assert column in result.out
     assert result.out.count("gate") >= 5
     assert "edge-safe run" in result.out
