@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def read_answers(
     """
     halves: tuple[list[Encoded], list[Encoded]] = ([], [])
     for name in section.files:
-        for number, line in read_json_lines(root / name):
+        for number, line in itertools.islice(read_json_lines(root / name), section.rows):
             prompt, chosen = line.get("prompt"), line.get("chosen")
             if not isinstance(prompt, str) or not isinstance(chosen, str):
                 raise DataError(f'{root / name}, line {number}: needs "prompt" and "chosen" texts.')

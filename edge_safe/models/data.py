@@ -129,7 +129,11 @@ def build_examples(section: DataSection, root: Path) -> Split:
         DataError: A file is missing or malformed, or a split lacks one of the labels.
     """
     seed = section.split_seed
-    rows = _capped([r for name in section.train for r in read_rows(root / name)], section)
+    read = [r for name in section.train for r in read_rows(root / name)]
+    missing = set(section.exclude) - {row.id for row in read}
+    if missing:
+        raise DataError(f"data.exclude names ids that no file has: {', '.join(sorted(missing))}.")
+    rows = _capped([row for row in read if row.id not in section.exclude], section)
     unknown = set(section.caps) - {row.source for row in rows}
     if unknown:
         raise DataError(f"data.caps names sources that no file has: {', '.join(sorted(unknown))}.")
@@ -200,12 +204,17 @@ def _compose(
     harmless = [row for row in rows if not row.unsafe]
     if not harmful or not harmless:
         return
+    shells: list[tuple[str, float, Sequence[str]]] = []
     if section.wrappings is not None and templates:
-        for _ in range(round(section.wrappings.share * len(harmful))):
+        shells.append(("wrapped", section.wrappings.share, templates))
+    if section.carriers is not None:
+        shells.append(("carried", section.carriers.share, section.carriers.templates))
+    for name, share, choices in shells:
+        for _ in range(round(share * len(harmful))):
             for side in (harmful, harmless):
-                row, template = chance.choice(side), chance.choice(templates)
+                row, template = chance.choice(side), chance.choice(choices)
                 text = template.replace("{prompt}", row.prompt)
-                yield Example(row.id, f"wrapped:{row.source}", row.unsafe, (_user(text),))
+                yield Example(row.id, f"{name}:{row.source}", row.unsafe, (_user(text),))
     conversations = section.conversations
     makers = (
         (conversations.split, _split, harmful),

@@ -41,8 +41,9 @@ class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         beta: Share of the answer loss that malicious-refusal pairs have; the benign-answer pairs
             have 1 - beta.
         unsafe: Factor on the loss of harmful rows in attention, token, verdict and final, against a
-            set
-            with fewer harmful rows than harmless ones.
+            set with fewer harmful rows than harmless ones.
+        smoothing: Label smoothing of attention, token, verdict and final (arXiv 1512.00567): some
+            labels are wrong, and a small model is easily too sure.
     """
 
     attention: float = 1.0
@@ -53,6 +54,7 @@ class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retain: float = 1.0
     beta: float = 0.5
     unsafe: float = 1.0
+    smoothing: float = 0.0
 
 
 def gate_losses(
@@ -73,18 +75,24 @@ def gate_losses(
     target = (~unsafe).long()  # column 0 of the verdict is unsafe
     losses: dict[str, Tensor] = {}
     for stage, readout in readouts.items():
-        token = functional.cross_entropy(readout.token_logits, target, reduction="none")
+        token = _label_loss(readout.token_logits, target, weights.smoothing)
         name = stage if readout.attention_logit is None else stage.replace("gate", "token")
         losses[name] = (row * token).mean()
         if readout.attention_logit is not None:
             attention = functional.binary_cross_entropy_with_logits(
-                readout.attention_logit, unsafe.float(), reduction="none"
+                readout.attention_logit,
+                unsafe.float() * (1.0 - weights.smoothing) + weights.smoothing / 2,
+                reduction="none",
             )
             losses[stage.replace("gate", "attention")] = (row * attention).mean()
             if weights.verdict > 0.0:
-                verdict = functional.cross_entropy(readout.verdict_logits, target, reduction="none")
+                verdict = _label_loss(readout.verdict_logits, target, weights.smoothing)
                 losses[stage.replace("gate", "verdict")] = (row * verdict).mean()
     return losses
+
+
+def _label_loss(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    return functional.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
 
 
 def answer_loss(

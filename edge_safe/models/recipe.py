@@ -93,26 +93,43 @@ class ConversationsSection(Section, frozen=True):
     harmless: Weight = 0.0
 
 
+class CarriersSection(Section, frozen=True):
+    """``[data.carriers]``: everyday phrasings around harmful and harmless requests alike.
+
+    ``templates`` have ``{prompt}``; ``share`` counts as in ``[data.wrappings]``. They keep the gate
+    from taking a style, or the sentence beside a picture, for a sign of harm.
+    """
+
+    templates: Annotated[tuple[Text, ...], Meta(min_length=1)]
+    share: Weight
+
+
 class DataSection(Section, frozen=True):
-    """``[data]``: files below ``--data``; ``caps`` limits rows per source."""
+    """``[data]``: files below ``--data``; ``caps`` limits rows per source.
+
+    ``exclude`` names rows by id whose label was looked at and found wrong.
+    """
 
     train: Annotated[tuple[Text, ...], Meta(min_length=1)]
     caps: dict[str, Count] = {}
+    exclude: tuple[Text, ...] = ()
     max_tokens: Annotated[int, Meta(ge=8)] = 640
     validation_share: OpenShare = 0.15
     split_seed: int = 0
     wrappings: WrappingsSection | None = None
+    carriers: CarriersSection | None = None
     conversations: ConversationsSection = ConversationsSection()
 
 
 class AnswersSection(Section, frozen=True):
     """``[answers]``: what follows the control token in training.
 
-    ``files`` have ``prompt`` and ``chosen``; ``generated`` benign prompts are answered by the base
-    model itself. Harmful rows get one of the ``refusals``.
+    ``files`` have ``prompt`` and ``chosen``, of which ``rows`` are taken at most; ``generated``
+    benign prompts are answered by the base model itself. Harmful rows get one of the ``refusals``.
     """
 
     files: tuple[Text, ...] = ()
+    rows: Positive | None = None
     generated: Count = 0
     max_tokens: Positive = 64
     refusals: Annotated[tuple[Text, ...], Meta(min_length=1)] = ("I can't help with that.",)
@@ -155,6 +172,7 @@ class TrainingSection(Section, frozen=True):
     seed: int = 0
     checkpoint_every: Positive = 100
     frozen_features: bool = True
+    feature_dtype: Literal["float32", "bfloat16"] = "float32"
     feature_dropout: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
 
 
@@ -168,6 +186,30 @@ class SafeRowSection(Section, frozen=True):
     batch: Positive = 4
     learning_rate: Rate = 1e-2
     validation_rows: Positive = 32
+
+
+class TextProjectorSection(Section, frozen=True):
+    """``[text_projector]``: trains the text tower's projector of a pebble on rendered lines.
+
+    ``texts`` are files below ``--data`` with ``prompt`` or ``chosen``; ``lines`` of them are
+    rendered in the fonts below ``font_folders`` (by default the system's), without those whose name
+    has one of ``skip_fonts`` in it; fonts whose name begins with one of ``held_fonts`` only
+    validate. The rest is explained at ``ProjectorTraining``.
+    """
+
+    texts: Annotated[tuple[Text, ...], Meta(min_length=1)]
+    held_fonts: Annotated[tuple[Text, ...], Meta(min_length=1)]
+    lines: Positive = 30000
+    font_folders: tuple[Text, ...] = ()
+    skip_fonts: tuple[Text, ...] = ()
+    steps: Positive = 4000
+    aligned_steps: Count = 1400
+    lines_per_step: Positive = 32
+    negatives: Positive = 2048
+    learning_rate: Rate = 1.5e-3
+    weight_decay: Weight = 0.02
+    noise: Weight = 0.1
+    seed: int = 0
 
 
 class CalibrationSection(Section, frozen=True):
@@ -190,6 +232,7 @@ class Recipe(Section, frozen=True):
     optimizer: OptimizerSection = OptimizerSection()
     training: TrainingSection = TrainingSection()
     safe_row: SafeRowSection | None = None
+    text_projector: TextProjectorSection | None = None
     calibration: CalibrationSection = CalibrationSection()
 
     @property
@@ -252,6 +295,8 @@ def _check_agreement(recipe: Recipe) -> None:
     wrong = [f"losses.{name} = {value}" for name, value in numbers if not 0.0 <= value < 1e6]
     if losses.beta > 1.0:
         wrong.append(f"losses.beta = {losses.beta}, a share of at most 1")
+    if losses.smoothing >= 1.0:
+        wrong.append(f"losses.smoothing = {losses.smoothing}, a share below 1")
     if losses.unsafe == 0.0:
         wrong.append("losses.unsafe = 0, which would leave harmful rows out")
     if sorted(set(heads.layers)) != list(heads.layers):
@@ -262,6 +307,9 @@ def _check_agreement(recipe: Recipe) -> None:
         wrong.append(f"tokens.safe and tokens.unsafe are both {tokens.safe}")
     if (tokens.safe_id is None) != (tokens.unsafe_id is None):
         wrong.append("tokens has one of safe_id and unsafe_id; give both or none")
+    carriers = recipe.data.carriers
+    if carriers is not None and not all("{prompt}" in t for t in carriers.templates):
+        wrong.append("data.carriers has a template without {prompt}")
     if recipe.lora is not None and recipe.training.frozen_features:
         wrong.append("training.frozen_features = true with [lora]; features cannot be cached then")
     if recipe.training.feature_dropout and not recipe.training.frozen_features:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 import shutil
@@ -15,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from edge_safe.errors import DataError
+from edge_safe.errors import DataError, RecipeError
 from edge_safe.models import base_model, training
 from edge_safe.models.answers import Answers, choose_prompts, generate_answers, read_answers
 from edge_safe.models.base_model import BaseModel
@@ -37,10 +38,18 @@ from edge_safe.models.lm_training import (
     add_lora,
 )
 from edge_safe.models.losses import LossWeights
+from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
 from edge_safe.models.pebble.parts import cache_folder
+from edge_safe.models.pebble.text_projector_job import run_job
 from edge_safe.models.progress import Progress, silent
 from edge_safe.models.prompts import Message, PromptEncoder
-from edge_safe.models.recipe import OptimizerSection, Recipe, SafeRowSection, read_recipe
+from edge_safe.models.recipe import (
+    OptimizerSection,
+    Recipe,
+    SafeRowSection,
+    TextProjectorSection,
+    read_recipe,
+)
 from edge_safe.models.safety_file import Calibration, describe, stage_name
 from edge_safe.models.safety_head import FINAL, SafetyConfig, SafetyModule
 from edge_safe.models.token_rows import TokenRows
@@ -65,6 +74,7 @@ class TrainingReport(msgspec.Struct, frozen=True):
         stages: Calibration and error rates of every stage on the validation split.
         sources: Rows and share refused of each kind of row, by the leading stage.
         fidelity: How near benign answers are to the base model's, where answers were given.
+        reading: Share of word pieces that a text projector trained here reads right.
     """
 
     out: str
@@ -78,6 +88,7 @@ class TrainingReport(msgspec.Struct, frozen=True):
     stages: dict[str, Calibration]
     sources: dict[str, dict[str, float]]
     fidelity: Fidelity | None
+    reading: float | None
 
 
 def train_recipe(
@@ -137,6 +148,7 @@ def train_recipe(
         stages=fitted,
         sources=refused_by_source(odds, stage, fitted[stage]),
         fidelity=run.fidelity,
+        reading=run.reading,
     )
     if accelerator.is_main_process:
         (work / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
@@ -162,6 +174,7 @@ class _Run:
         progress: Progress,
     ) -> None:
         self.recipe = recipe
+        self.data = data
         self.work = work
         self.cache = cache
         self.accelerator = accelerator
@@ -185,6 +198,7 @@ class _Run:
             f"({recipe.data.validation_share:g}, seed {recipe.data.split_seed})"
         )
         self.fidelity: Fidelity | None = None
+        self.reading: float | None = None
         self.log = work / LOG  # each task has its own below
         # Made last: its random start must not depend on what ran before it.
         torch.manual_seed(recipe.training.seed)
@@ -192,6 +206,8 @@ class _Run:
 
     def train(self) -> tuple[int, LogOdds]:
         """Trains all there is to train; returns the steps and the validation verdicts."""
+        if self.recipe.text_projector is not None:
+            self._train_text_projector(self.recipe.text_projector)
         if self.recipe.safe_row is not None and self.answers is not None:
             self._train_safe_row(self.recipe.safe_row, self.answers)
         self._start_queries()
@@ -248,6 +264,20 @@ class _Run:
         self.log = folder / LOG
         return folder
 
+    def _train_text_projector(self, section: TextProjectorSection) -> None:
+        """Reads the language model's embedding only, so it comes before anything moves that."""
+        if not isinstance(self.base.model, PebbleForConditionalGeneration):
+            raise RecipeError(
+                f"[text_projector] is for pebble; {type(self.base.model).__name__} has no text "
+                "tower. Remove the table."
+            )
+        backend = cast(Any, self.base.tokenizer).backend_tokenizer
+        work = self.work / f"text-projector-{self._hash(section)}"
+        cache = self.cache / "lines"
+        self.reading = run_job(
+            self.base.model, backend, section, self.data, cache, work, self.progress
+        )
+
     def _train_safe_row(self, section: SafeRowSection, answers: Answers) -> None:
         rows = TokenRows(self.base.model, (self.tokens.safe_id,))
         module = GatedLanguageModel(self.base.model, self.tokens, LossWeights(), rows)
@@ -295,13 +325,17 @@ class _Run:
         )
 
     def _train_on_features(self) -> tuple[int, LogOdds]:
-        model_hash = base_model.fingerprint(self.base.model)
+        dtype = getattr(torch, self.recipe.training.feature_dtype)
+        model = self.base.model
+        if dtype != model.dtype:
+            model = cast(Any, copy.deepcopy(model)).to(dtype)
+        model_hash = base_model.fingerprint(model)
         cache = FeatureCache(self.cache / "features", model_hash, self.recipe.heads.layers)
         prompts = [p for e in (*self.train_set, *self.validation_set) for p in e.prompts]
         # Nobody writes before everybody has seen what is missing, so that the shares agree.
         self.accelerator.wait_for_everyone()
         place = (self.accelerator.process_index, self.accelerator.num_processes)
-        cache.compute(self.base.model, prompts, self.progress, place)
+        cache.compute(model, prompts, self.progress, place)
         self.accelerator.wait_for_everyone()
         cache.refresh()
         task = HeadTask(

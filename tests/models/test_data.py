@@ -8,7 +8,12 @@ import pytest
 
 from edge_safe.errors import DataError
 from edge_safe.models.data import Split, build_examples, read_rows
-from edge_safe.models.recipe import ConversationsSection, DataSection, WrappingsSection
+from edge_safe.models.recipe import (
+    CarriersSection,
+    ConversationsSection,
+    DataSection,
+    WrappingsSection,
+)
 
 FILES = ("unsafe.jsonl", "safe.jsonl")
 
@@ -122,3 +127,22 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_split_without_both_labels_is_an_error(data_folder: Path) -> None:
     with pytest.raises(DataError, match="not both labels"):
         build(data_folder, train=("safe.jsonl",))
+
+
+def test_excluded_rows_are_left_out(data_folder: Path) -> None:
+    first = read_rows(data_folder / "safe.jsonl")[0]
+    split = build(data_folder, exclude=(first.id,))
+    assert first.prompt not in set.union(*texts(split))
+
+
+def test_excluding_an_unknown_row_is_an_error(data_folder: Path) -> None:
+    with pytest.raises(DataError, match="row-nobody-has"):
+        build(data_folder, exclude=("row-nobody-has",))
+
+
+def test_carriers_stand_around_harmful_and_harmless_rows_alike(data_folder: Path) -> None:
+    split = build(data_folder, carriers=CarriersSection(("Please: {prompt}",), 1.0))
+    for half in (split.train, split.validation):
+        carried = [e for e in half if e.source.startswith("carried:")]
+        assert sum(e.unsafe for e in carried) == len(carried) / 2 > 0
+        assert all(e.prompts[0][0].content.startswith("Please: ") for e in carried)

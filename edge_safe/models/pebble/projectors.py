@@ -198,7 +198,7 @@ class SequenceProjector(nn.Module):
         emitted = ((emission > 0) & real_steps(emission, lengths)).nonzero()
         return emitted[:, 0], emitted[:, 1]
 
-    def read_out(self, query: Tensor, embedding: Tensor) -> Tensor:
+    def read_out(self, query: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Mixes the tied embedding's best rows for each query.
 
         Args:
@@ -206,11 +206,34 @@ class SequenceProjector(nn.Module):
             embedding: (V, d) tied embedding of the language model.
 
         Returns:
-            (M, d) embeddings: the mean of the best ``candidates`` rows, weighted by the softmax
-            of their logits.
+            features: (M, d) mean of the best ``candidates`` rows, weighted by the softmax of
+                their logits.
+            pieces: (M,) int64 the best row of each.
         """
         best, rows = torch.topk(query @ embedding.T, self.config.candidates, dim=-1)
-        return (best.softmax(-1)[:, None, :] @ embedding[rows])[:, 0]
+        return (best.softmax(-1)[:, None, :] @ embedding[rows])[:, 0], rows[:, 0]
+
+    def read(
+        self, states: Tensor, lengths: Tensor, embedding: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Reads lines; the same piece at neighbouring steps is one piece, as CTC has it.
+
+        Args:
+            states: (N, T, c) float, padded on the right.
+            lengths: (N,) int64.
+            embedding: (V, d).
+
+        Returns:
+            features: (M, d) one embedding per emitted word piece, in reading order.
+            line: (M,) int64 row of ``states`` that each comes from.
+            pieces: (M,) int64 its best row of the embedding.
+        """
+        emission, query = self(states, lengths)
+        line, step = self.select(emission, self.pool(states, lengths)[1])
+        features, pieces = self.read_out(query[line, step], embedding)
+        again = (line[1:] == line[:-1]) & (step[1:] == step[:-1] + 1) & (pieces[1:] == pieces[:-1])
+        kept = torch.cat([torch.ones_like(line[:1], dtype=torch.bool), ~again])
+        return features[kept], line[kept], pieces[kept]
 
     def project(self, states: Tensor, lengths: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """The whole way from tower states to embeddings for the prompt.
@@ -224,9 +247,8 @@ class SequenceProjector(nn.Module):
             features: (M, d) one embedding per emitted word piece, in reading order.
             line: (M,) int64 row of ``states`` that each comes from.
         """
-        emission, query = self(states, lengths)
-        line, step = self.select(emission, self.pool(states, lengths)[1])
-        return self.read_out(query[line, step], embedding), line
+        features, line, _ = self.read(states, lengths, embedding)
+        return features, line
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,8 +62,21 @@ def test_read_out_is_the_weighted_mean_of_the_best_rows(projector: SequenceProje
         best = np.argsort(row)[::-1][:3]
         weight = np.exp(row[best] - row[best].max())
         expected.append((weight / weight.sum()) @ embedding[best])
-    found = projector.read_out(torch.from_numpy(query), torch.from_numpy(embedding))
+    found, pieces = projector.read_out(torch.from_numpy(query), torch.from_numpy(embedding))
     np.testing.assert_allclose(found.numpy(), np.stack(expected), atol=1e-6)
+    assert pieces.tolist() == logits.argmax(-1).tolist()
+
+
+def test_the_same_piece_at_neighbouring_steps_is_read_once(projector: SequenceProjector) -> None:
+    with torch.no_grad():
+        projector.emission.weight.zero_()
+        projector.emission.bias.fill_(1.0)
+        projector.query.weight.zero_()
+    features, line, pieces = projector.read(
+        torch.randn(2, 5, 6), torch.tensor([5, 3]), torch.randn(20, 8)
+    )
+    assert line.tolist() == [0, 1]
+    assert len(features) == len(pieces) == 2
 
 
 def test_a_picture_without_text_gives_no_embedding(projector: SequenceProjector) -> None:
