@@ -1,0 +1,54 @@
+"""The scripts that measure still run and print what they promise; the figures mean nothing here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def result(script: str, *arguments: object) -> dict[str, Any]:
+    """The JSON object in the last line of a script's output."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_cost_of_the_gate(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    from edge_safe.export import export_bundle
+
+    export_bundle(tiny_checkpoint, tmp_path / "ungated", precision="fp32", exit_layer="none")
+    measured = result("gate_cost.py", tiny_bundle, tmp_path / "ungated", "--rounds", 3)
+    assert measured["prompt_tokens"] >= 256
+    assert set(measured["spread"]) >= {"refusal_ms", "prefill_ms", "load_ms", "peak_mb"}
+    assert measured["refusal_ratio"] == pytest.approx(
+        measured["refusal_ms"] / measured["prefill_ms"], rel=0.05
+    )
+
+
+def test_fidelity_to_the_base_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [{"id": i, "prompt": f"Tell me story {i}.", "label": "safe"} for i in range(3)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("--data", data, "--base", tiny_checkpoint, "--tokens", 8)
+    measured = result("base_fidelity.py", tiny_checkpoint, *arguments)
+    assert measured["prompts"] == 3
+    assert 0 <= measured["agreement"] <= 1
+    assert measured["kl"] >= 0
+    assert measured["perplexity_ratio"] == pytest.approx(
+        measured["perplexity_gated"] / measured["perplexity_base"], rel=1e-3
+    )
