@@ -15,6 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_safe.errors import MediaError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -37,7 +39,7 @@ class TextLines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         line_height: Height of a cut line.
         line_multiple: Widths are padded to a multiple of this, one state of the recognizer.
         line_width: Wider lines are squeezed to this width.
-        most_lines: Lines of one picture that are read, in reading order.
+        most_lines: A picture with more lines is refused, for what is not read is not judged.
         mean: Subtracted from pixels scaled to 0 ... 1.
         std: Divides the difference.
     """
@@ -76,7 +78,10 @@ def find_boxes(probability: FloatArray, size: tuple[int, int], config: TextLines
         config: The parameters.
 
     Returns:
-        At most ``most_lines`` boxes in the picture's pixels and in reading order.
+        Boxes in the picture's pixels and in reading order.
+
+    Raises:
+        MediaError: There are more than ``most_lines``.
     """
     height, width = probability.shape
     scale = np.array([size[0] / width, size[1] / height])
@@ -88,7 +93,12 @@ def find_boxes(probability: FloatArray, size: tuple[int, int], config: TextLines
         if _mean_inside(probability, box) < config.box_threshold:
             continue
         boxes.append(_grown(box, config.unclip) * scale)
-    return reading_order(boxes)[: config.most_lines]
+    if len(boxes) > config.most_lines:
+        raise MediaError(
+            f"The picture has {len(boxes)} lines of text, more than the {config.most_lines} that "
+            "are read; what is not read cannot be judged. Cut it into parts."
+        )
+    return reading_order(boxes)
 
 
 def reading_order(boxes: Sequence[Corners]) -> list[Corners]:

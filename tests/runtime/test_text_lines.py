@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from edge_safe.errors import MediaError
 from edge_safe.runtime import text_lines
 
 reference = pytest.importorskip("edge_safe.models.pebble.text_lines", reason="needs scipy")
@@ -85,3 +86,11 @@ def test_rows_are_read_from_left_to_right() -> None:
         (7, 6),
         (7, 18),
     ]
+
+
+def test_more_lines_than_are_read_is_an_error() -> None:
+    probability = np.zeros((1600, 64), np.float32)
+    for top in range(4, 1400, 20):
+        probability[top : top + 8, 8:56] = 0.9
+    with pytest.raises(MediaError, match="lines of text, more than"):
+        text_lines.find_boxes(probability, (64, 1600), CONFIG)

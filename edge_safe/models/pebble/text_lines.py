@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from edge_safe.errors import MediaError
+
 FloatArray = NDArray[np.float32]
 
 
@@ -34,7 +36,7 @@ class TextLineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         line_height: Height of a cut line, the recognizer's.
         line_multiple: The width is padded to a multiple of this, one state of the recognizer.
         line_width: Wider lines are squeezed to this width.
-        most_lines: Lines of one picture that are read, in reading order.
+        most_lines: A picture with more lines is refused, for what is not read is not judged.
         mean: Subtracted from pixels scaled to 0 ... 1.
         std: Divides the difference.
     """
@@ -49,7 +51,7 @@ class TextLineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     line_height: int = 48
     line_multiple: int = 8
     line_width: int = 1600
-    most_lines: int = 32
+    most_lines: int = 64
     mean: float = 0.5
     std: float = 0.5
 
@@ -107,7 +109,10 @@ def find_boxes(probability: FloatArray, size: tuple[int, int], config: TextLineC
         config: The parameters.
 
     Returns:
-        At most ``most_lines`` boxes in the picture's own pixels.
+        Boxes in the picture's own pixels.
+
+    Raises:
+        MediaError: There are more than ``most_lines``.
     """
     # Eight neighbours: strokes that touch at a corner are one region.
     labels, _ = ndimage.label(probability > config.pixel_threshold, np.ones((3, 3)))
@@ -119,7 +124,12 @@ def find_boxes(probability: FloatArray, size: tuple[int, int], config: TextLineC
         if _mean_inside(probability, box) < config.box_threshold:
             continue
         boxes.append(_scaled(_grown(box, config.unclip), probability.shape, size))
-    return reading_order(boxes)[: config.most_lines]
+    if len(boxes) > config.most_lines:
+        raise MediaError(
+            f"The picture has {len(boxes)} lines of text, more than the {config.most_lines} that "
+            "are read; what is not read cannot be judged. Cut it into parts."
+        )
+    return reading_order(boxes)
 
 
 def reading_order(boxes: list[Box]) -> list[Box]:

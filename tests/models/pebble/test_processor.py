@@ -83,11 +83,12 @@ def test_lines_are_read_row_by_row_even_on_a_turned_page() -> None:
         assert box.center == pytest.approx(turned(expected).center)
 
 
-def test_no_more_lines_than_allowed() -> None:
-    probability = np.zeros((960, 64), np.float32)
-    for top in range(4, 900, 20):
+def test_more_lines_than_are_read_is_an_error() -> None:
+    probability = np.zeros((1600, 64), np.float32)
+    for top in range(4, 1400, 20):
         probability[top : top + 8, 8:56] = 0.9
-    assert len(find_boxes(probability, (64, 960), CONFIG)) == CONFIG.most_lines
+    with pytest.raises(MediaError, match="70 lines of text, more than the 64"):
+        find_boxes(probability, (64, 1600), CONFIG)
 
 
 def test_an_upright_cut_is_the_picture_itself() -> None:
