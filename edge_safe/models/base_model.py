@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ class PromptStates:
     Attributes:
         layers: By depth k, (B, T, d) states entering layer k.
         final: (B, T, d) normalized states at full depth.
-        logits: (B, T, V), or (B, 1, V) where the others were not wanted.
+        logits: (B, T, V).
     """
 
     layers: dict[int, Tensor]
@@ -119,33 +118,35 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     raise CheckpointError(f"{type(model).__name__} has no list of {count} decoder layers.")
 
 
-def run(
-    model: nn.Module,
-    layers: Sequence[int],
-    input_ids: Tensor,
-    mask: Tensor,
-    *,
-    all_logits: bool = True,
-) -> PromptStates:
-    """Runs right-padded ids (B, T) with their mask (B, T) once.
-
-    Without ``all_logits`` a model that can leaves out lm_head where nobody looks.
-    """
-    few = {} if all_logits or not _can_skip_logits(model) else {"logits_to_keep": 1}
+def run(model: nn.Module, layers: Sequence[int], input_ids: Tensor, mask: Tensor) -> PromptStates:
+    """Runs right-padded ids (B, T) with their mask (B, T) once."""
     output = model(
         input_ids=input_ids,
         attention_mask=mask.long(),
         output_hidden_states=True,
         use_cache=False,
-        **few,
     )
     states = output.hidden_states
     return PromptStates({k: states[k] for k in layers}, states[-1], output.logits)
 
 
-def _can_skip_logits(model: nn.Module) -> bool:
-    named = inspect.signature(model.forward).parameters.values()
-    return any(p.name == "logits_to_keep" or p.kind == p.VAR_KEYWORD for p in named)
+def run_decoder(
+    model: nn.Module, layers: Sequence[int], input_ids: Tensor, mask: Tensor
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Runs the decoder alone, without lm_head, which costs more than the rest of a short prompt.
+
+    Returns:
+        By depth k, the (B, T, d) states entering layer k; and the (B, T, d) normalized states at
+        full depth.
+    """
+    decoder: nn.Module = cast(Any, model).get_decoder()
+    output = decoder(
+        input_ids=input_ids,
+        attention_mask=mask.long(),
+        output_hidden_states=True,
+        use_cache=False,
+    )
+    return {k: output.hidden_states[k] for k in layers}, output.last_hidden_state
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -148,10 +148,10 @@ class FeatureCache:
         """States of a batch, all prompts one after the other."""
         ids, mask = base_model.pad(batch, model.device)
         with torch.no_grad():
-            states = base_model.run(model, self.layers, ids, mask, all_logits=False)
+            layers, final = base_model.run_decoder(model, self.layers, ids, mask)
         last = mask.sum(-1) - 1
-        kept = {f"layer.{k}": value[mask] for k, value in states.layers.items()}
-        kept["final"] = states.final[torch.arange(len(batch), device=ids.device), last]
+        kept = {f"layer.{k}": value[mask] for k, value in layers.items()}
+        kept["final"] = final[torch.arange(len(batch), device=ids.device), last]
         return [
             (name, value.float().clamp(-_LARGEST, _LARGEST).half().cpu().numpy())
             for name, value in kept.items()

@@ -309,8 +309,8 @@ class _Run:
         question = self.encoder.encode([Message("user", self.recipe.heads.query)])
         ids, mask = base_model.pad([question], device)
         with torch.no_grad():
-            states = base_model.run(self.base.model, self.recipe.heads.layers, ids, mask)
-        for layer, value in states.layers.items():
+            layers, _ = base_model.run_decoder(self.base.model, self.recipe.heads.layers, ids, mask)
+        for layer, value in layers.items():
             self.safety.head(layer).attention.start_query(value[0, -1].float())
 
     def _schedule(self) -> training.Schedule:
