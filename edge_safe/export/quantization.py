@@ -106,11 +106,10 @@ def quantize(weight: FloatArray, form: MatrixFormat) -> Packed:
 
     With ``offsets`` the result has more columns than the matrix. Its first K columns carry each
     block's own lattice, low + step * (0 .. 2^bits - 1), shifted by less than a step onto whole
-    zero points; the shifts of all blocks follow as further columns, one per block, filled with
-    zeros to whole blocks. Multiplied with ``[x, sums of x over its blocks]`` this gives
-    (lattice) x. Weights that lie on such a lattice already, as those of 4-bit GGUF files with
-    minima do, come back almost exactly, where whole zero points alone lose as much as rounding
-    the original weights once more.
+    zero points; the shifts of all blocks follow as further columns, one per block. Multiplied
+    with ``[x, sums of x over its blocks]`` this gives (lattice) x. Weights that lie on such a
+    lattice already, as those of 4-bit GGUF files with minima do, come back almost exactly, where
+    whole zero points alone lose as much as rounding the original weights once more.
 
     Raises:
         ExportError: The matrix holds a NaN or an infinity, or its width does not fit.
@@ -132,9 +131,7 @@ def quantize(weight: FloatArray, form: MatrixFormat) -> Packed:
     safe = np.where(flat, 1, steps)
     zeros = np.clip(np.rint(np.where(flat, 0, -low / safe)), 0, top)
     values = np.where(flat[..., None], 0, np.rint((grouped - low[..., None]) / safe[..., None]))
-    shifts = np.zeros((rows, offset_columns(columns, form)), dtype=np.float32)
-    shifts[:, : low.shape[1]] = low + zeros * steps
-    further = _quantize(shifts, form)
+    further = _quantize(low + zeros * steps, form)
     packed = _pack(values.astype(np.uint8), form.bits)
     all_zeros = [zeros.astype(np.uint8), _unpack_zeros(further, form)]
     return Packed(
@@ -142,22 +139,6 @@ def quantize(weight: FloatArray, form: MatrixFormat) -> Packed:
         np.concatenate([steps.astype(np.float32), further.scales], axis=1),
         _pack(np.concatenate(all_zeros, axis=1), form.bits),
     )
-
-
-def offset_columns(columns: int, form: MatrixFormat) -> int:
-    """Columns that ``offsets`` adds to a matrix: one per block, filled up to whole blocks."""
-    if not form.offsets:
-        return 0
-    blocks = columns // form.block
-    return -(-blocks // form.block) * form.block
-
-
-def block_sums(columns: int, form: MatrixFormat) -> FloatArray:
-    """(K, offset columns) of ones and zeros: x times this is x summed over each block."""
-    sums = np.zeros((columns, offset_columns(columns, form)), dtype=np.float32)
-    index = np.arange(columns)
-    sums[index, index // form.block] = 1
-    return sums
 
 
 def _quantize(weight: FloatArray, form: MatrixFormat) -> Packed:
@@ -190,7 +171,8 @@ def dequantize(packed: Packed, form: MatrixFormat, columns: int) -> FloatArray:
     zeros = _unpack_zeros(packed, form).astype(np.float32)
     plain = ((values - zeros[..., None]) * packed.scales[..., None]).reshape(rows, -1)
     if form.offsets:
-        plain = plain[:, :columns] + plain[:, columns:] @ block_sums(columns, form).T
+        shifts = plain[:, columns : columns + columns // form.block]
+        plain[:, :columns] += np.repeat(shifts, form.block, axis=1)
     return np.ascontiguousarray(plain[:, :columns], dtype=np.float32)
 
 

@@ -72,6 +72,43 @@ class GraphBuilder:
             self._made[key] = make()
         return self._made[key]
 
+    def choose(
+        self,
+        condition: str,
+        then: Callable[[], Sequence[str]],
+        otherwise: Callable[[], Sequence[str]],
+        *,
+        scope: str,
+        outputs: Sequence[str],
+    ) -> None:
+        """Adds an If; both sides make float32 values and see everything emitted so far.
+
+        Args:
+            condition: A bool.
+            then: Emits the nodes that run when it holds, and returns the values they make.
+            otherwise: The same for when it does not.
+            scope: Place in the model.
+            outputs: Names of the values outside.
+        """
+        self.op(
+            "If",
+            [condition],
+            scope=scope,
+            outputs=outputs,
+            then_branch=self._branch(f"{scope}/then", then),
+            else_branch=self._branch(f"{scope}/else", otherwise),
+        )
+
+    def _branch(self, name: str, emit: Callable[[], Sequence[str]]) -> onnx.GraphProto:
+        """Emits into a graph of its own. Initializers stay outside, where it sees them."""
+        nodes, made = self._nodes, dict(self._made)
+        self._nodes = []
+        try:
+            results = [helper.make_tensor_value_info(r, TensorProto.FLOAT, None) for r in emit()]
+            return helper.make_graph(self._nodes, name, [], results)
+        finally:
+            self._nodes, self._made = nodes, made
+
     def op(
         self,
         kind: str,

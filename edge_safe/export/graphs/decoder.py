@@ -21,10 +21,8 @@ from edge_safe.export.graphs.matrices import Matrix, linear, look_up, store_line
 from edge_safe.export.graphs.safety import (
     GateHead,
     TokenRows,
-    find_slots,
     gate_verdict,
-    pick,
-    tail_slots,
+    keep_tail,
     token_logits,
 )
 from edge_safe.export.graphs.spec import DecoderSpec, TensorSource
@@ -101,7 +99,7 @@ def gate_graph(
         attended = attention(g, spec, normed, weights.layers[index], common, index)
         residual, delta = _leave(g, spec, residual, attended, weights.layers[index], index)
     states = g.op("Add", [residual, delta], scope="exit", outputs=["hidden_states"])
-    gate_verdict(g, states, find_slots(g, states), head, store)
+    gate_verdict(g, states, head, store)
     return g
 
 
@@ -129,14 +127,12 @@ def decoder_graph(
     common = common_inputs(g, spec, weights.cosine, weights.sine)
     g.output("logits", FLOAT, ["batch", 1, spec.vocab_size])
     g.output("verdict_logits", FLOAT, ["batch", 2])
-    tail = tail_slots(g, find_slots(g, residual))
     delta = ""
     for index in range(first_layer or 0, spec.layers):
         normed, residual = _enter(g, spec, residual, delta, weights.layers[index], index)
         attended = attention(g, spec, normed, weights.layers[index], common, index)
         if index == spec.layers - 1:
-            attended = pick(g, attended, tail, "tail/attended")
-            residual = pick(g, residual, tail, "tail/residual")
+            attended, residual = keep_tail(g, [attended, residual])
         residual, delta = _leave(g, spec, residual, attended, weights.layers[index], index)
     states, _ = add_norm(g, delta, residual, weights.final_norm, "final_norm", spec.eps)
     slot = g.op("Gather", [states, g.constant(-1)], scope="lm_head/slot", axis=1)

@@ -10,7 +10,7 @@ from edge_safe.errors import ExportError
 from edge_safe.export.graphs.builder import GraphBuilder
 from edge_safe.export.graphs.spec import FloatArray
 from edge_safe.export.graphs.store import Stored, WeightStore
-from edge_safe.export.quantization import MatrixFormat, block_sums, dequantize, quantize
+from edge_safe.export.quantization import MatrixFormat, dequantize, quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,6 @@ class Matrix:
         values: Packed values; plain float32, (K, N) for a linear layer and (N, K) for a table.
         scales: (N, blocks) float32, None when plain.
         zero_points: (N, bytes) uint8, None when plain or symmetric.
-        sums: Ones that sum the input over its blocks, None unless the format has offsets.
         is_table: Whether rows can be looked up.
         error: Sum of squared rounding errors.
         energy: Sum of squared weights.
@@ -36,7 +35,6 @@ class Matrix:
     values: Stored
     scales: Stored | None
     zero_points: Stored | None
-    sums: Stored | None
     is_table: bool
     error: float
     energy: float
@@ -72,18 +70,20 @@ def _store(store: WeightStore, weight: FloatArray, form: MatrixFormat, *, is_tab
     energy = float(np.square(weight, dtype=np.float64).sum())
     if form.bits == 32:
         plain = store.add(weight if is_table else weight.T)
-        return Matrix(rows, columns, form, plain, None, None, None, is_table, 0.0, energy)
+        return Matrix(rows, columns, form, plain, None, None, is_table, 0.0, energy)
     packed = quantize(weight, form)
     missing = weight - dequantize(packed, form, columns)
     error = float(np.square(missing, dtype=np.float64).sum())
     zeros = None if packed.zero_points is None else store.add(packed.zero_points)
     values, scales = store.add(packed.values), store.add(packed.scales)
-    sums = store.add(block_sums(columns, form)) if form.offsets else None
-    return Matrix(rows, columns, form, values, scales, zeros, sums, is_table, error, energy)
+    return Matrix(rows, columns, form, values, scales, zeros, is_table, error, energy)
 
 
 def linear(g: GraphBuilder, x: str, matrix: Matrix, name: str, bias: Stored | None = None) -> str:
-    """Multiplies (..., K) by a matrix into (..., N); a plain table takes (M, K) only."""
+    """Multiplies (..., K) by a matrix into (..., N).
+
+    A plain table takes (M, K) only, a matrix with offsets (B, S, K) only.
+    """
     added = [] if bias is None else [g.weight(f"{name}.bias", bias)]
     weight = f"{name}.weight"
     if matrix.scales is None:
@@ -93,9 +93,9 @@ def linear(g: GraphBuilder, x: str, matrix: Matrix, name: str, bias: Stored | No
         product = g.op("MatMul", [x, values], scope=name)
         return g.op("Add", [product, *added], scope=name) if added else product
     width = matrix.columns
-    if matrix.sums is not None:
-        x = _with_sums(g, x, matrix.sums)
-        width += matrix.sums.shape[1]
+    if matrix.format.offsets:
+        x = _with_sums(g, x, matrix.format.block)
+        width += width // matrix.format.block
     inputs = [x, *_packed_inputs(g, matrix, weight)]
     if added:
         inputs += [""] * (5 - len(inputs)) + added
@@ -134,12 +134,14 @@ def look_up(g: GraphBuilder, ids: str, table: Matrix, name: str) -> str:
     )
 
 
-def _with_sums(g: GraphBuilder, x: str, sums: Stored) -> str:
-    """[x, its sums over blocks]; layers that read the same x share the node."""
+def _with_sums(g: GraphBuilder, x: str, block: int) -> str:
+    """[x, its sums over blocks]; layers that read the same x share the nodes."""
 
     def join() -> str:
-        blocks = g.op("MatMul", [x, g.weight(f"sums.{sums.shape[0]}", sums)], scope=f"{x}/sums")
-        return g.op("Concat", [x, blocks], scope=f"{x}/sums", axis=-1)
+        scope = f"{x}/sums"
+        grouped = g.op("Reshape", [x, g.constant([0, 0, -1, block])], scope=scope)
+        sums = g.op("ReduceSum", [grouped, g.constant([3])], scope=scope, keepdims=0)
+        return g.op("Concat", [x, sums], scope=scope, axis=-1)
 
     return g.once(f"{x}/sums", join)
 

@@ -7,16 +7,18 @@ predecessors stand in ``gate_past``. All of it stays in float32 whatever the pre
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 
 from edge_safe.export.graphs.builder import FLOAT, GraphBuilder
 from edge_safe.export.graphs.layers import norm
 from edge_safe.export.graphs.spec import FloatArray
 from edge_safe.export.graphs.store import WeightStore
 
-# Finite, so that a step that sees nothing yet averages over what is there instead of giving NaN.
+# A score at which a position counts nothing. Finite: a prompt that is slot T alone stays a number.
 HIDDEN = -3.0e38
 
 
@@ -66,47 +68,30 @@ class GateHead:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Where slot T and the prompt's last position stand in the chunk.
+    """Where slot T and the prompt's last position stand in a chunk of at least two positions.
 
     Attributes:
-        length: S, a scalar.
         slot: (B, 1) index of slot T in the chunk.
-        last: (B, 1) index of T-1, or 0 in a chunk that has slot T alone.
-        steps: (1, S) 0 .. S-1.
+        last: (B, 1) index of T-1.
     """
 
-    length: str
     slot: str
     last: str
-    steps: str
 
 
 def find_slots(g: GraphBuilder, states: str) -> Slots:
     """Derives the positions from the mask alone: slot T is its last real position."""
     scope = "slots"
     zero, one = g.constant(0), g.constant(1)
-    length = g.op(
-        "Gather",
-        [g.op("Shape", [states], scope=scope), one],
-        scope=f"{scope}/sequence",
-        axis=0,
-    )
-    total = g.op(
-        "Gather",
-        [g.op("Shape", ["attention_mask"], scope=scope), one],
-        scope=f"{scope}/total",
-        axis=0,
-    )
+    length = g.op("Shape", [states], scope=f"{scope}/sequence", start=1, end=2)
+    total = g.op("Shape", ["attention_mask"], scope=f"{scope}/total", start=1, end=2)
     past = g.op("Sub", [total, length], scope=f"{scope}/past")
     real = g.op("ReduceSum", ["attention_mask", g.constant([1])], scope=scope, keepdims=1)
     index = g.op("Sub", [g.op("Sub", [real, one], scope=scope), past], scope=f"{scope}/index")
     end = g.op("Sub", [length, one], scope=f"{scope}/end")
-    # A decoding batch has rows of different pasts; its one position is slot 0 for all of them.
     slot = g.op("Min", [g.op("Max", [index, zero], scope=scope), end], scope=scope)
     before = g.op("Sub", [slot, one], scope=f"{scope}/before")
-    last = g.op("Max", [before, zero], scope=f"{scope}/last")
-    steps = g.op("Range", [zero, length, one], scope=scope)
-    return Slots(length, slot, last, g.op("Unsqueeze", [steps, g.constant([0])], scope=scope))
+    return Slots(slot, g.op("Max", [before, zero], scope=f"{scope}/last"))
 
 
 def pick(g: GraphBuilder, states: str, index: str, scope: str) -> str:
@@ -126,15 +111,14 @@ def token_logits(
     )
 
 
-def gate_verdict(
-    g: GraphBuilder, states: str, slots: Slots, head: GateHead, store: WeightStore
-) -> None:
+def gate_verdict(g: GraphBuilder, states: str, head: GateHead, store: WeightStore) -> None:
     """Adds gate_past, gate_present and verdict_logits to a graph.
+
+    With one position, S = 1, the verdict is NaN.
 
     Args:
         g: The graph.
         states: (B, S, d) states entering the exit layer.
-        slots: Positions of slot T and T-1.
         head: The exit layer's head.
         store: The weights file.
     """
@@ -144,13 +128,58 @@ def gate_verdict(
     g.output("gate_present", FLOAT, ["batch", 2, heads, "gate_total", width])
     g.output("verdict_logits", FLOAT, ["batch", 2])
 
-    present = _keys_and_values(g, states, slots, head, store, past)
-    pooled = _pool(g, present, slots, head, store, past)
+    present = _keys_and_values(g, states, head, store, past)
+
+    def verdict() -> list[str]:
+        slots = find_slots(g, states)
+        penalty = _penalty(g, present, slots, head, store, past)
+        state = pick(g, states, slots.last, "gate.last")
+        state = g.op("Squeeze", [state, g.constant([1])], scope="gate.last")
+        logits = token_logits(g, state, head.token, store, "gate.token")
+        return [g.op("Sub", [logits, penalty], scope="gate.verdict")]
+
+    def nothing() -> list[str]:
+        shape = g.op("Shape", [states], scope="gate.nothing", end=1)
+        whole = g.op("Concat", [shape, g.constant([2])], scope="gate.nothing", axis=0)
+        unknown = onnx.helper.make_tensor("nan", FLOAT, [1], [math.nan])
+        return [g.op("ConstantOfShape", [whole], scope="gate.nothing", value=unknown)]
+
+    # A decoding step would throw its verdict away. What is no verdict must not look like one.
+    several = longer_than_one(g, states, "gate")
+    g.choose(several, verdict, nothing, scope="gate", outputs=["verdict_logits"])
+
+
+def longer_than_one(g: GraphBuilder, states: str, scope: str) -> str:
+    """Whether there is a position before slot T in the chunk, S >= 2."""
+    length = g.op("Shape", [states], scope=f"{scope}/length", start=1, end=2)
+    several = g.op("Greater", [length, g.constant([1])], scope=f"{scope}/length")
+    return g.op("Squeeze", [several], scope=f"{scope}/length")
+
+
+def _keys_and_values(
+    g: GraphBuilder, states: str, head: GateHead, store: WeightStore, past: str
+) -> str:
+    """Appends this chunk's keys and values to gate_past: (B, 2, H, G + S, dk)."""
+    heads, width = head.query.shape
+    scope = "gate.attention"
+    normed = norm(g, states, store.add(head.attention_norm), f"{scope}.norm", head.token.eps)
+    joined = np.concatenate([head.key, head.value]).T
+    both = g.op("MatMul", [normed, g.weight(f"{scope}.key_value", store.add(joined))], scope=scope)
+    split = g.op("Reshape", [both, g.constant([0, 0, 2, heads, width])], scope=scope)
+    turned = g.op("Transpose", [split], scope=scope, perm=[0, 2, 3, 1, 4])
+    return g.op("Concat", [past, turned], scope=scope, outputs=["gate_present"], axis=3)
+
+
+def _penalty(
+    g: GraphBuilder, present: str, slots: Slots, head: GateHead, store: WeightStore, past: str
+) -> str:
+    """What safety attention takes off both verdict rows: (B, 2), -log v and -log (1 - v)."""
 
     def weight(name: str, array: FloatArray) -> str:
         return g.weight(f"gate.{name}", store.add(array))
 
-    flat = g.op("Reshape", [pooled, g.constant([0, heads * width])], scope="gate")
+    pooled = _pool(g, present, slots, head, store, past)
+    flat = g.op("Reshape", [pooled, g.constant([0, head.query.size])], scope="gate")
     up = g.op(
         "Gemm",
         [flat, weight("up.weight", head.up_weight), weight("up.bias", head.up_bias)],
@@ -169,29 +198,7 @@ def gate_verdict(
     )
     # log v and log(1 - v) are -softplus(-a) and -softplus(a).
     signed = g.op("Mul", [logit, g.floats([[-1.0, 1.0]])], scope="gate.v")
-    penalty = g.op("Softplus", [signed], scope="gate.v")
-    state = pick(g, states, slots.last, "gate.last")
-    state = g.op("Squeeze", [state, g.constant([1])], scope="gate.last")
-    logits = token_logits(g, state, head.token, store, "gate.token")
-    g.op("Sub", [logits, penalty], scope="gate.verdict", outputs=["verdict_logits"])
-
-
-def _keys_and_values(
-    g: GraphBuilder, states: str, slots: Slots, head: GateHead, store: WeightStore, past: str
-) -> str:
-    """Appends this chunk's keys and values to gate_past: (B, 2, H, G + S, dk)."""
-    heads, width = head.query.shape
-    scope = "gate.attention"
-    real = g.op("LessOrEqual", [slots.steps, slots.slot], scope=scope)
-    real = g.op("Unsqueeze", [real, g.constant([2])], scope=scope)
-    # The kernels leave anything, NaN too, at padded positions; 0 * NaN would reach the sum.
-    clean = g.op("Where", [real, states, g.floats(0.0)], scope=scope)
-    normed = norm(g, clean, store.add(head.attention_norm), f"{scope}.norm", head.token.eps)
-    joined = np.concatenate([head.key, head.value]).T
-    both = g.op("MatMul", [normed, g.weight(f"{scope}.key_value", store.add(joined))], scope=scope)
-    split = g.op("Reshape", [both, g.constant([0, 0, 2, heads, width])], scope=scope)
-    turned = g.op("Transpose", [split], scope=scope, perm=[0, 2, 3, 1, 4])
-    return g.op("Concat", [past, turned], scope=scope, outputs=["gate_present"], axis=3)
+    return g.op("Softplus", [signed], scope="gate.v")
 
 
 def _pool(
@@ -206,14 +213,10 @@ def _pool(
     score = g.op("MatMul", [keys, g.weight("gate.query", store.add(query))], scope=scope)
     score = g.op("Squeeze", [score, g.constant([3])], scope=scope)
 
-    before = g.op(
-        "Gather",
-        [g.op("Shape", [past], scope=f"{scope}/past"), g.constant(3)],
-        scope=f"{scope}/past",
-        axis=0,
-    )
+    before = g.op("Shape", [past], scope=f"{scope}/past", start=3, end=4)
     visible = g.op("Add", [slots.slot, before], scope=f"{scope}/visible")
-    total = g.op("Add", [slots.length, before], scope=f"{scope}/total")
+    total = g.op("Shape", [present], scope=f"{scope}/total", start=3, end=4)
+    total = g.op("Squeeze", [total], scope=f"{scope}/total")
     steps = g.op("Range", [g.constant(0), total, g.constant(1)], scope=scope)
     last = g.op("Sub", [visible, g.constant(1)], scope=scope)
     distance = g.op("Sub", [last, steps], scope=f"{scope}/distance")
@@ -230,14 +233,28 @@ def _pool(
     score = g.op("Where", [seen, score, g.floats(HIDDEN)], scope=scope)
     share = g.op("Softmax", [score], scope=scope, axis=-1)
     share = g.op("Unsqueeze", [share, g.constant([2])], scope=f"{scope}/share")
+    # The kernels leave anything at padded positions, NaN too, and 0 * NaN would reach the sum.
+    rows = g.op("Unsqueeze", [seen, g.constant([3])], scope=f"{scope}/seen")
+    values = g.op("Where", [rows, values, g.floats(0.0)], scope=f"{scope}/values")
     return g.op("MatMul", [share, values], scope=f"{scope}/out")
 
 
-def tail_slots(g: GraphBuilder, slots: Slots) -> str:
-    """(B, M) indices of T-1 and slot T, or of the one position of a decode step."""
-    scope = "tail"
-    both = g.op("Concat", [slots.last, slots.slot], scope=scope, axis=1)
-    kept = g.op("Min", [slots.length, g.constant(2)], scope=scope)
-    start = g.op("Sub", [g.constant(2), kept], scope=scope)
-    start = g.op("Unsqueeze", [start, g.constant([0])], scope=scope)
-    return g.op("Slice", [both, start, g.constant([2]), g.constant([1])], scope=scope)
+def keep_tail(g: GraphBuilder, values: Sequence[str]) -> list[str]:
+    """Cuts (B, S, d) values down to T-1 and slot T, or to the one position of a decoding step.
+
+    Returns:
+        (B, min(S, 2), d) values.
+    """
+    outputs = [f"tail/{n}" for n in range(len(values))]
+
+    def cut() -> list[str]:
+        slots = find_slots(g, values[0])
+        both = g.op("Concat", [slots.last, slots.slot], scope="tail", axis=1)
+        return [pick(g, value, both, "tail") for value in values]
+
+    def whole() -> list[str]:
+        return [g.op("Identity", [value], scope="tail") for value in values]
+
+    several = longer_than_one(g, values[0], "tail")
+    g.choose(several, cut, whole, scope="tail", outputs=outputs)
+    return outputs
