@@ -34,8 +34,6 @@ class HeadLosses(nn.Module):
 class HeadTask:
     """Heads over a feature cache; see ``training.Task``."""
 
-    name = "heads"
-
     def __init__(
         self,
         safety: SafetyModule,
@@ -45,7 +43,9 @@ class HeadTask:
         validation: Sequence[Encoded],
         learning_rate: float,
         dropout: float = 0.0,
+        name: str = "heads",
     ) -> None:
+        self.name = name
         self.module: nn.Module = HeadLosses(safety, weights)
         self.safety = safety
         self.cache = cache

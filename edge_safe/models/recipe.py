@@ -53,7 +53,8 @@ class HeadsSection(Section, frozen=True):
     """``[heads]``: layers with a head, and the shape of the safety attention.
 
     ``exit_layer = "auto"`` takes the layer with the best validation AUROC. ``query`` is the
-    question whose state in the base model the attention's query starts from.
+    question whose state in the base model the attention's query starts from. ``members`` modules
+    of this shape are trained from different seeds and averaged into one.
     """
 
     layers: tuple[Positive, ...]
@@ -62,6 +63,7 @@ class HeadsSection(Section, frozen=True):
     head_dim: Positive = 32
     hidden: Positive = 64
     query: Text = "Is this request harmful or unsafe?"
+    members: Positive = 1
 
 
 class WrappingsSection(Section, frozen=True):
@@ -312,6 +314,8 @@ def _check_agreement(recipe: Recipe) -> None:
         wrong.append("data.carriers has a template without {prompt}")
     if recipe.lora is not None and recipe.training.frozen_features:
         wrong.append("training.frozen_features = true with [lora]; features cannot be cached then")
+    if heads.members > 1 and not recipe.training.frozen_features:
+        wrong.append(f"heads.members = {heads.members} without frozen_features")
     if recipe.training.feature_dropout and not recipe.training.frozen_features:
         wrong.append("training.feature_dropout without frozen_features")
     if recipe.safe_row is not None and recipe.answers is None:

@@ -38,6 +38,7 @@ from edge_safe.models.lm_training import (
     add_lora,
 )
 from edge_safe.models.losses import LossWeights
+from edge_safe.models.members import merge_members
 from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
 from edge_safe.models.pebble.parts import cache_folder
 from edge_safe.models.pebble.text_projector_job import run_job
@@ -200,8 +201,6 @@ class _Run:
         self.fidelity: Fidelity | None = None
         self.reading: float | None = None
         self.log = work / LOG  # each task has its own below
-        # Made last: its random start must not depend on what ran before it.
-        torch.manual_seed(recipe.training.seed)
         self.safety = SafetyModule(_safety_config(self.base, recipe))
 
     def train(self) -> tuple[int, LogOdds]:
@@ -210,9 +209,9 @@ class _Run:
             self._train_text_projector(self.recipe.text_projector)
         if self.recipe.safe_row is not None and self.answers is not None:
             self._train_safe_row(self.recipe.safe_row, self.answers)
-        self._start_queries()
         if self.recipe.training.frozen_features:
             return self._train_on_features()
+        self.safety = self._member(0)
         return self._train_language_model()
 
     def _answers(self, data: Path) -> Answers | None:
@@ -255,10 +254,12 @@ class _Run:
         content = repr((seed, [(e.prompts, e.unsafe, e.answer) for e in examples]))
         return self.work / f"{task}-{self._hash(content, *(p for p in parts if p is not None))}"
 
-    def _head_folder(self, examples: list[Encoded]) -> Path:
+    def _head_folder(self, examples: list[Encoded], member: int = 0) -> Path:
         recipe = self.recipe
-        training_section = msgspec.structs.replace(recipe.training, checkpoint_every=1)
-        heads = msgspec.structs.replace(recipe.heads, exit_layer="auto")
+        training_section = msgspec.structs.replace(
+            recipe.training, checkpoint_every=1, seed=recipe.training.seed + member
+        )
+        heads = msgspec.structs.replace(recipe.heads, exit_layer="auto", members=1)
         parts = (training_section, heads, recipe.lora, recipe.losses, recipe.optimizer)
         folder = self._folder("heads", examples, *parts)
         self.log = folder / LOG
@@ -302,16 +303,22 @@ class _Run:
         self.fidelity = module.fidelity(held)
         rows.merge()
 
-    def _start_queries(self) -> None:
-        """Starts every query from the base model's state of a question about safety."""
+    def _member(self, number: int) -> SafetyModule:
+        """A fresh safety module with its own seed, whatever ran before.
+
+        Every query starts from the base model's state of a question about safety.
+        """
+        torch.manual_seed(self.recipe.training.seed + number)
+        safety = SafetyModule(_safety_config(self.base, self.recipe))
         device = self.accelerator.device
-        self.safety.to(device)
+        safety.to(device)
         question = self.encoder.encode([Message("user", self.recipe.heads.query)])
         ids, mask = base_model.pad([question], device)
         with torch.no_grad():
             layers, _ = base_model.run_decoder(self.base.model, self.recipe.heads.layers, ids, mask)
         for layer, value in layers.items():
-            self.safety.head(layer).attention.start_query(value[0, -1].float())
+            safety.head(layer).attention.start_query(value[0, -1].float())
+        return safety
 
     def _schedule(self) -> training.Schedule:
         section = self.recipe.training
@@ -338,18 +345,34 @@ class _Run:
         cache.compute(model, prompts, self.progress, place)
         self.accelerator.wait_for_everyone()
         cache.refresh()
-        task = HeadTask(
-            self.safety,
-            self.recipe.losses,
-            cache,
-            self.train_set,
-            self.validation_set,
-            self.recipe.optimizer.learning_rate,
-            self.recipe.training.feature_dropout,
-        )
-        folder = self._head_folder(self.train_set)
-        steps = training.train(task, self._schedule(), folder, self.accelerator, self.progress)
-        return steps, task.log_odds()
+
+        def task(safety: SafetyModule, name: str) -> HeadTask:
+            return HeadTask(
+                safety,
+                self.recipe.losses,
+                cache,
+                self.train_set,
+                self.validation_set,
+                self.recipe.optimizer.learning_rate,
+                self.recipe.training.feature_dropout,
+                name,
+            )
+
+        steps, members = 0, []
+        for number in range(self.recipe.heads.members):
+            members.append(self._member(number))
+            count = self.recipe.heads.members
+            name = "heads" if count == 1 else f"heads {number + 1} of {count}"
+            schedule = replace(self._schedule(), seed=self.recipe.training.seed + number)
+            steps += training.train(
+                task(members[-1], name),
+                schedule,
+                self._head_folder(self.train_set, number),
+                self.accelerator,
+                self.progress,
+            )
+        self.safety = merge_members(members) if len(members) > 1 else members[0]
+        return steps, task(self.safety, "heads").log_odds()
 
     def _train_language_model(self) -> tuple[int, LogOdds]:
         train_set, held = self._answered(self.train_set, self.validation_set)

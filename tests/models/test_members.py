@@ -1,0 +1,35 @@
+"""Averaging safety modules into one."""
+
+from __future__ import annotations
+
+import torch
+
+from edge_safe.models.members import merge_members
+from edge_safe.models.safety_head import SafetyConfig, SafetyModule
+
+CONFIG = SafetyConfig(16, (1, 3), attention_heads=2, attention_head_dim=4, attention_hidden=6)
+
+
+def random_module(seed: int) -> SafetyModule:
+    torch.manual_seed(seed)
+    module = SafetyModule(CONFIG)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return module
+
+
+def test_the_merged_log_odds_are_the_mean_of_the_members() -> None:
+    members = [random_module(seed) for seed in range(3)]
+    merged = merge_members(members)
+    states = torch.randn(2, 7, 16)
+    mask = torch.arange(7)[None] < torch.tensor([[7], [4]])
+
+    def log_odds(module: SafetyModule) -> torch.Tensor:
+        readouts = [module.head(k)(states, mask) for k in CONFIG.layers]
+        readouts.append(module.read_final(states, mask))
+        return torch.stack([r.verdict_logits[:, 0] - r.verdict_logits[:, 1] for r in readouts])
+
+    expected = torch.stack([log_odds(member) for member in members]).mean(0)
+    torch.testing.assert_close(log_odds(merged), expected, atol=1e-5, rtol=1e-5)
+    assert merged.config.attention_heads == 6
