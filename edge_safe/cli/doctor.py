@@ -23,7 +23,7 @@ WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-qnn", "onnxruntime-open
 
 PACKAGES_OF_EXTRA = {
     "audio": ("soundfile", "soxr"),
-    "export": ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "safetensors", "gguf"),
+    "export": ("torch", "transformers", "onnx", "safetensors", "gguf"),
     "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "gguf"),
     "eval": ("matplotlib",),
 }
