@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"
 
-# A UTF-8 character has at most four bytes, so an unfinished one shows at most three of these.
+# Only the last three bytes can belong to an unfinished UTF-8 character, and a decoder writes at
+# most one of these for each of them.
 _MAX_UNFINISHED = 3
 
 
@@ -25,21 +26,24 @@ class Detokenizer:
         """Adds an id and returns the text that became final."""
         self._ids.append(token)
         text = self._new_text()
-        unfinished = len(text) - len(text.rstrip(REPLACEMENT))
-        if 0 < unfinished <= _MAX_UNFINISHED:
-            piece = text[self._given : len(text) - unfinished]
-            self._given += len(piece)
-            return piece
-        piece = text[self._given :]
-        # Some decoders treat the first id of a row differently, so one settled id stays in front.
-        self._context, self._done, self._given = self._done, len(self._ids), 0
+        unfinished = min(len(text) - len(text.rstrip(REPLACEMENT)), _MAX_UNFINISHED)
+        piece = text[self._given : len(text) - unfinished]
+        self._given += len(piece)
+        # Ids may be cut only behind a whole character: behind U+FFFD the next id can still turn
+        # bytes on both sides of the cut into one. Ids without text are no use as a context.
+        if text and not unfinished:
+            self._settle()
         return piece
 
     def flush(self) -> str:
         """The rest, with U+FFFD for a character that was never finished."""
         piece = self._new_text()[self._given :]
-        self._context, self._done, self._given = self._done, len(self._ids), 0
+        self._settle()
         return piece
+
+    def _settle(self) -> None:
+        """Cuts the row here; some decoders treat a first id differently, so one part stays."""
+        self._context, self._done, self._given = self._done, len(self._ids), 0
 
     def _new_text(self) -> str:
         """Text of the ids that are not settled yet."""

@@ -38,7 +38,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "line_height": 48,
         "line_multiple": 8,
         "line_width": 1600,
-        "most_lines": 32,
+        "most_lines": 64,
         "mean": 0.5,
         "std": 0.5,
     },
