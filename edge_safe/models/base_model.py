@@ -52,8 +52,13 @@ class PromptStates:
     logits: Tensor
 
 
-def load_base(folder: Path, dtype: torch.dtype) -> BaseModel:
+def load_base(folder: Path, dtype: torch.dtype, *, untrained: bool = False) -> BaseModel:
     """Opens a checkpoint folder, text-only or multimodal.
+
+    Args:
+        folder: The checkpoint.
+        dtype: Of the model's weights.
+        untrained: For pebble: start from its parts, without what was trained here.
 
     Raises:
         CheckpointError: The folder is none, or its model cannot be opened.
@@ -65,13 +70,16 @@ def load_base(folder: Path, dtype: torch.dtype) -> BaseModel:
         raise CheckpointError(
             f"{folder} is no model folder: config.json with a model_type is needed ({error})."
         ) from error
+    if untrained and model_type != "pebble":
+        raise CheckpointError(f"model.from_parts is for pebble; {folder} is a {model_type}.")
     own = f"edge_safe.models.{model_type}"
     if model_type.isidentifier() and importlib.util.find_spec(own) is not None:
         importlib.import_module(own)
     text_only = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     kind = AutoModelForCausalLM if text_only else AutoModelForImageTextToText
     try:
-        model = kind.from_pretrained(folder, dtype=dtype)
+        options = {"untrained": True} if untrained else {}
+        model = kind.from_pretrained(folder, dtype=dtype, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"Cannot open the model in {folder}: {error}") from error

@@ -34,9 +34,13 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelSection(Section, frozen=True):
-    """``[model]``: a checkpoint folder, relative to the recipe, and the dtype it is run in."""
+    """``[model]``: a checkpoint folder, relative to the recipe, and the dtype it is run in.
+
+    ``from_parts`` leaves out what an earlier run trained, so that a pebble is trained anew.
+    """
 
     source: Text
+    from_parts: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 

@@ -183,7 +183,9 @@ class _Run:
         torch.manual_seed(recipe.training.seed)
         self.split = build_examples(recipe.data, data)
         self.base = base_model.load_base(
-            (folder / recipe.model.source).resolve(), getattr(torch, recipe.model.dtype)
+            (folder / recipe.model.source).resolve(),
+            getattr(torch, recipe.model.dtype),
+            untrained=recipe.model.from_parts,
         )
         model = self.base.model
         base_model.check_layers(model, recipe.heads.layers)

@@ -110,3 +110,9 @@ def test_a_head_beyond_the_model_is_an_error() -> None:
 def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no model folder"):
         load_base(tmp_path, torch.float32)
+
+
+def test_starting_from_parts_is_for_pebble_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="from_parts is for pebble"):
+        load_base(tmp_path, torch.float32, untrained=True)

@@ -82,6 +82,7 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pretrained_model_name_or_path: str | os.PathLike[str],
         *args: Any,
         wheels: Path | None = None,
+        untrained: bool = False,
         **kwargs: Any,
     ) -> PebbleForConditionalGeneration:
         """Opens a folder in either form.
@@ -90,6 +91,7 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pretrained_model_name_or_path: The folder.
             *args: Passed on to transformers (full form).
             wheels: Folder of wheels to take the parts from (small form).
+            untrained: Leave out what was trained here and start from the parts (small form).
             **kwargs: Passed on to transformers; the small form looks at ``config``, ``dtype`` and
                 ``torch_dtype`` alone.
 
@@ -108,7 +110,11 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model = cls(assembly.full_config(config, parts))
         model.name_or_path = str(folder)
         assembly.fill(model, parts)
-        assembly.load_trained(model, parts, folder)
+        if untrained:
+            for modality in model.config.modalities.values():
+                modality["trained"] = False
+        else:
+            assembly.load_trained(model, parts, folder)
         dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32
         if isinstance(dtype, str):
             dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
