@@ -168,7 +168,7 @@ def _checkpoint() -> Path:
 
 def _cached_bundle(checkpoint: Path) -> Path:
     """A folder in the cache that changes when the checkpoint does."""
-    from edge_safe.models.pebble.parts import cache_folder
+    from edge_safe.models.cache import cache_folder
 
     digest = hashlib.sha256()
     for path in sorted(checkpoint.rglob("*")):

@@ -20,6 +20,7 @@ from edge_safe.errors import DataError, RecipeError
 from edge_safe.models import base_model, training
 from edge_safe.models.answers import Answers, choose_prompts, generate_answers, read_answers
 from edge_safe.models.base_model import BaseModel
+from edge_safe.models.cache import cache_folder
 from edge_safe.models.calibration import best_layer, calibrate, refused_by_source
 from edge_safe.models.checkpoint import check_target, write_checkpoint
 from edge_safe.models.control_tokens import (
@@ -40,7 +41,6 @@ from edge_safe.models.lm_training import (
 from edge_safe.models.losses import LossWeights
 from edge_safe.models.members import merge_members
 from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
-from edge_safe.models.pebble.parts import cache_folder
 from edge_safe.models.pebble.text_projector_job import run_job
 from edge_safe.models.progress import Progress, silent
 from edge_safe.models.prompts import Message, PromptEncoder

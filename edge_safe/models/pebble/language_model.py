@@ -15,7 +15,8 @@ from typing import Any
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from edge_safe.errors import PartsError
-from edge_safe.models.pebble.parts import cache_folder, sha256
+from edge_safe.models.cache import cache_folder
+from edge_safe.models.pebble.parts import sha256
 
 CONVERSION = 1
 """Counts up when the conversion itself changes, so that older results are not reused."""

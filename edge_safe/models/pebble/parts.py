@@ -23,8 +23,8 @@ from pathlib import Path
 import msgspec
 
 from edge_safe.errors import PartsError
+from edge_safe.models.cache import cache_folder
 
-CACHE_VARIABLE = "EDGE_SAFE_CACHE"
 WHEELS_VARIABLE = "EDGE_SAFE_WHEELS"
 CHUNK = 1 << 20
 
@@ -63,15 +63,6 @@ def read_parts(section: object) -> dict[str, Part]:
         return msgspec.convert(section, dict[str, Part])
     except msgspec.ValidationError as error:
         raise PartsError(f"The section 'parts' of config.json is malformed: {error}") from error
-
-
-def cache_folder() -> Path:
-    """Where parts and what is converted from them are kept: EDGE_SAFE_CACHE or the user's cache."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "edge-safe"
 
 
 def fetch(
