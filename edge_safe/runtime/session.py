@@ -101,6 +101,8 @@ class Session:
         options.log_severity_level = WARNINGS_ONLY
         # Two sessions of one request alternate; a spinning pool would starve the other one.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # Every prompt and picture has its own shape; a plan per shape would only pile up memory.
+        options.enable_mem_pattern = False
         if threads is not None:
             options.intra_op_num_threads = threads
         if profile_prefix is not None:
