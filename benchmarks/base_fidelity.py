@@ -66,7 +66,7 @@ def greedy(model: PreTrainedModel, ids: list[int], length: int, masked: list[int
     cache = None
     step = torch.tensor([ids])
     while len(answer) < length:
-        output = model(input_ids=step, past_key_values=cache, use_cache=True)
+        output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         logits = output.logits[0, -1]
         logits[masked] = -torch.inf
@@ -81,7 +81,8 @@ def log_probabilities(
     model: PreTrainedModel, before: list[int], answer: list[int], masked: list[int]
 ) -> Tensor:
     """Log-probabilities (answer tokens, V) of what stands after ``before``."""
-    logits = model(input_ids=torch.tensor([before + answer[:-1]])).logits[0, len(before) - 1 :]
+    ids = torch.tensor([before + answer[:-1]])
+    logits = model(input_ids=ids, logits_to_keep=len(answer)).logits[0]
     logits[:, masked] = -torch.inf
     return logits.float().log_softmax(-1)
 
