@@ -89,6 +89,8 @@ def test_a_full_disk_leaves_nothing_behind(tiny_checkpoint, tmp_path: Path) -> N
 def test_an_interrupted_export_leaves_nothing_behind(tiny_checkpoint, tmp_path: Path) -> None:
     with subprocess.Popen(
         [*EXPORT, tiny_checkpoint, "--out", tmp_path / "bundle"],
+        # A shell starts background jobs with the signal ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
