@@ -42,7 +42,7 @@ class PebbleConfig(PreTrainedConfig):
     """
 
     model_type = "pebble"
-    sub_configs = {"text_config": LlamaConfig, "audio_config": WhisperConfig}  # noqa: RUF012
+    sub_configs = {"text_config": LlamaConfig, "audio_config": WhisperConfig}  # noqa: RUF012 - transformers' own declaration
 
     def __init__(
         self,

@@ -53,10 +53,10 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = PebbleConfig
     config: PebbleConfig
     base_model_prefix = ""
-    input_modalities = ["text", "image", "audio"]  # noqa: RUF012
+    input_modalities = ["text", "image", "audio"]  # noqa: RUF012 - as transformers has it
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["LlamaDecoderLayer", "WhisperEncoderLayer"]  # noqa: RUF012
+    _no_split_modules = ["LlamaDecoderLayer", "WhisperEncoderLayer"]  # noqa: RUF012 - as transformers has it
 
     def __init__(self, config: PebbleConfig) -> None:
         super().__init__(config)
