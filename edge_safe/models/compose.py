@@ -26,7 +26,7 @@ from edge_safe.models.data import (
     user_turn,
 )
 from edge_safe.models.harmless.reader import kinds, part_of, read_kind, variations
-from edge_safe.models.recipe import DataSection, RephrasedSection
+from edge_safe.models.recipe import DataSection, HarmlessSection, RephrasedSection
 from edge_safe.models.ways_in import (
     BESIDE_PICTURES,
     BESIDE_RECORDINGS,
@@ -104,7 +104,9 @@ class _Maker:
         self._written = written
         self._seed = seed
         self._chance = random.Random(seed)
-        self._texts = _written_prompts(section, "validation" if held else "train")
+        self._texts = _written_prompts(
+            section.harmless, section.split_seed, "validation" if held else "train"
+        )
         apart = {*PICTURE_TEXTS, BESIDE_PICTURES, BESIDE_RECORDINGS, DOCUMENTS}
         plain = [row for kind, own in self._texts.items() if kind not in apart for row in own]
         self._rows = [*rows, *plain]
@@ -188,21 +190,26 @@ def find_task(prompt: str) -> str | None:
     return found.group(1).strip() if found else None
 
 
-def _written_prompts(section: DataSection, part: str) -> dict[str, list[Row]]:
+def _written_prompts(section: HarmlessSection | None, seed: int, part: str) -> dict[str, list[Row]]:
     """Our own harmless prompts of one part of the split, by kind."""
-    if section.harmless_variations == 0:
+    if section is None:
         return {}
+    unknown = set(section.kinds) - set(kinds())
+    if unknown:
+        raise DataError(
+            f"data.harmless.kinds names {', '.join(sorted(unknown))}. "
+            f"Kinds there are: {', '.join(kinds())}."
+        )
     found: dict[str, list[Row]] = {}
     for kind in kinds():
+        number = section.kinds.get(kind, section.prompts_per_template)
         surface = kind not in (*PICTURE_TEXTS, DOCUMENTS)
         found[kind] = [
-            Row(f"{template.id}-{number}", prompt, False, kind)
+            Row(f"{template.id}-{place}", prompt, False, kind)
             for template in read_kind(kind)
-            if part_of(template.id) == part
-            for number, prompt in enumerate(
-                variations(
-                    template, section.harmless_variations, section.split_seed, surface=surface
-                )
+            if part_of(template.id) == part and share_of(template.id, "harmless") < number
+            for place, prompt in enumerate(
+                variations(template, max(1, round(number)), seed, surface=surface)
             )
         ]
     return {kind: rows for kind, rows in found.items() if rows}

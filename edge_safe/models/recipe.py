@@ -175,12 +175,22 @@ class RephrasedSection(Section, frozen=True):
     share: Weight
 
 
+class HarmlessSection(Section, frozen=True):
+    """``[data.harmless]``: our own harmless prompts (``models/harmless``).
+
+    ``prompts_per_template`` are made of each template, ``kinds`` has other numbers for some kinds;
+    a number below 1 takes that share of a kind's templates, once each.
+    """
+
+    prompts_per_template: Weight = 1.0
+    kinds: dict[str, Weight] = {}
+
+
 class DataSection(Section, frozen=True):
     """``[data]``: files below ``--data``; ``caps`` limits rows per source.
 
-    ``exclude`` names rows by id whose label was looked at and found wrong. ``harmless_variations``
-    is the number of prompts made of each of our own harmless templates (``models/harmless``);
-    ``written_wrappings`` the share, as in ``[data.wrappings]``, of our own (``wrappings.toml``).
+    ``exclude`` names rows by id whose label was looked at and found wrong. ``written_wrappings`` is
+    the share, as in ``[data.wrappings]``, of our own (``wrappings.toml``).
     """
 
     train: Annotated[tuple[Text, ...], Meta(min_length=1)]
@@ -191,7 +201,7 @@ class DataSection(Section, frozen=True):
     split_seed: int = 0
     wrappings: WrappingsSection | None = None
     written_wrappings: Weight = 0.0
-    harmless_variations: Count = 0
+    harmless: HarmlessSection | None = None
     carriers: CarriersSection | None = None
     rephrased: RephrasedSection | None = None
     long: LongSection | None = None

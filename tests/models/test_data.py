@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ from edge_safe.models.base_model import BaseModel
 from edge_safe.models.compose import Split, build_examples, find_task
 from edge_safe.models.data import Example, read_rows
 from edge_safe.models.examples import encode
-from edge_safe.models.harmless.reader import kinds, part_of
+from edge_safe.models.harmless.reader import kinds, part_of, read_kind
 from edge_safe.models.media import Picture, Recording
 from edge_safe.models.prompts import Message, PromptEncoder
 from edge_safe.models.recipe import (
     CarriersSection,
     ConversationsSection,
     DataSection,
+    HarmlessSection,
     LongSection,
     PicturesSection,
     PrefilledSection,
@@ -163,7 +165,7 @@ def test_carriers_stand_around_harmful_and_harmless_rows_alike(data_folder: Path
 
 def test_long_contexts_hold_the_request_at_three_places(data_folder: Path) -> None:
     split = build(
-        data_folder, harmless_variations=1, long=LongSection(2.0, shortest=60, longest=120)
+        data_folder, harmless=HarmlessSection(), long=LongSection(2.0, shortest=60, longest=120)
     )
     made = [e for e in split.train if e.source.startswith("long_")]
     assert {e.source.split(":")[0] for e in made} == {"long_start", "long_middle", "long_end"}
@@ -185,7 +187,7 @@ def test_a_begun_answer_stands_behind_harmful_and_harmless_requests(data_folder:
 def test_pictures_and_recordings_carry_the_request_and_not_the_prompt(data_folder: Path) -> None:
     split = build(
         data_folder,
-        harmless_variations=1,
+        harmless=HarmlessSection(),
         pictures=PicturesSection(1.0, styles=("sign",), textless=0.0),
         recordings=RecordingsSection(1.0, speechless=0.0, spelled=0.0),
     )
@@ -208,7 +210,7 @@ def test_no_recording_is_spoken_by_the_synthesizer_that_is_held_out(data_folder:
 
 
 def test_our_own_harmless_prompts_keep_their_template_in_one_split(data_folder: Path) -> None:
-    split = build(data_folder, harmless_variations=2)
+    split = build(data_folder, harmless=HarmlessSection(2.0))
     train, validation = (
         {e.id.rsplit("-", 1)[0] for e in part if e.source in kinds()}
         for part in (split.train, split.validation)
@@ -217,6 +219,26 @@ def test_our_own_harmless_prompts_keep_their_template_in_one_split(data_folder: 
     assert validation
     assert {part_of(template) for template in train} == {"train"}
     assert {part_of(template) for template in validation} == {"validation"}
+
+
+def test_a_kind_gives_as_many_prompts_as_asked_for_or_a_share_of_its_templates(
+    data_folder: Path,
+) -> None:
+    section = HarmlessSection(0.0, kinds={"plain_orders": 3.0, "homonyms": 0.3})
+    split = build(data_folder, harmless=section)
+    counts = Counter(e.source for e in split.train)
+    templates = {
+        kind: [t for t in read_kind(kind) if part_of(t.id) == "train"]
+        for kind in ("plain_orders", "homonyms", "signs")
+    }
+    assert counts["plain_orders"] == 3 * len(templates["plain_orders"])
+    assert 0.15 < counts["homonyms"] / len(templates["homonyms"]) < 0.45
+    assert counts["history"] == 0
+
+
+def test_prompts_of_an_unknown_kind_are_an_error(data_folder: Path) -> None:
+    with pytest.raises(DataError, match="kind-nobody-wrote"):
+        build(data_folder, harmless=HarmlessSection(kinds={"kind-nobody-wrote": 1.0}))
 
 
 def test_held_families_of_wrappings_are_never_trained_on(data_folder: Path) -> None:
@@ -259,7 +281,7 @@ def test_the_task_of_a_request_is_found(prompt: str, task: str | None) -> None:
 
 def test_tasks_of_both_labels_are_asked_for_in_other_forms(data_folder: Path) -> None:
     forms = RephrasedSection(("Make a plan to {task}.", "Teach me to {task}."), 1.0)
-    split = build(data_folder, rephrased=forms, harmless_variations=1)
+    split = build(data_folder, rephrased=forms, harmless=HarmlessSection())
     made = [e for e in split.train if e.source.startswith("rephrased:")]
     assert {e.unsafe for e in made} == {True, False}
     starts = {" ".join(e.prompts[0][0].content.split()[:2]) for e in made}
