@@ -291,7 +291,13 @@ def _refit(
     write_manifest(folder, msgspec.structs.replace(measuring, files=hash_files(folder)))
     section = tests.calibration_section(source)
     odds = tests.measure_stages(folder, rows, list(before))
-    fitted = calibrate(odds, section.target_fpr, data, method=section.method)
+    fitted = calibrate(
+        odds,
+        section.target_fpr,
+        data,
+        method=section.method,
+        media_target_fpr=section.media_target_fpr,
+    )
     after = {stage: stage_calibration(fitted[stage]) for stage in before}
     return after, threshold_drift(odds, before, after)
 

@@ -27,11 +27,14 @@ def calibrate(
     fitted_on: str,
     *,
     method: metrics.Method | Literal["auto"] = "platt",
+    media_target_fpr: float | None = None,
 ) -> dict[str, Calibration]:
     """Fits curve and threshold of every stage, for each way in that has rows enough.
 
-    The stage's own calibration is that of text, or of all rows where text has too few. Pictures
-    and sound get their own on top, each from its own rows.
+    The stage's own calibration is that of requests as they come: jailbreak forms around harmless
+    questions are every other row in training and rare in use, so they would put the threshold
+    where no use needs it. Where such rows are too few all of text serves, or all there is.
+    Pictures and sound get their own on top, each from its own rows.
 
     Args:
         odds: Verdicts on rows that nothing was trained on.
@@ -39,19 +42,22 @@ def calibrate(
         fitted_on: The rows, in words.
         method: How log-odds become probabilities; ``auto`` takes, for each stage and way in, the
             method with the least log loss on held-out rows.
+        media_target_fpr: The same share for pictures and sound; None for the same.
 
     Raises:
         DataError: The rows have one label only.
     """
     text = odds.of_modality("text")
-    own_rows = text if _enough(text) else odds
+    own_rows = next((rows for rows in (text.as_they_came(), text) if _enough(rows)), odds)
+    if media_target_fpr is None:
+        media_target_fpr = target_fpr
     media: tuple[Medium, ...] = ("image", "audio")
     parts = {name: odds.of_modality(name) for name in media}
     fitted = {}
     for stage in odds.stages:
         own = _fit(own_rows, stage, target_fpr, fitted_on, method)
         others = {
-            name: _fit(part, stage, target_fpr, fitted_on, method)
+            name: _fit(part, stage, media_target_fpr, fitted_on, method)
             for name, part in parts.items()
             if _enough(part)
         }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +116,9 @@ class _Maker:
             if not row.unsafe:
                 self._harmless[row.source].append(row)
         self._sources = sorted(self._harmless)
+        self._by_source: defaultdict[str, list[Row]] = defaultdict(list)
+        for row in self._harmful:
+            self._by_source[row.source].append(row)
 
     def examples(self) -> Iterator[Example]:
         """Plain rows, wrapped ones, conversations, and the other ways in."""
@@ -148,7 +151,9 @@ class _Maker:
             },
             picture_texts=tuple(row for kind in PICTURE_TEXTS for row in self._texts.get(kind, ())),
         )
-        yield from make_ways_in(section, self._harmful, self._draw, around, self._begin)
+        yield from make_ways_in(
+            section, len(self._harmful), self._draw_harmful, self._draw, around, self._begin
+        )
 
     def _begin(self, way: str) -> random.Random:
         """Starts the draws of one way in: what another way takes changes nothing in it."""
@@ -159,29 +164,37 @@ class _Maker:
         """A harmless row; every source is as likely as another, however many rows it has."""
         return self._chance.choice(self._harmless[self._chance.choice(self._sources)])
 
+    def _draw_harmful(self) -> Row:
+        """A harmful row; every source is as likely as another."""
+        return self._chance.choice(self._by_source[self._chance.choice(sorted(self._by_source))])
+
     def _shells(self, name: str, share: float, choices: Sequence[str]) -> Iterator[Example]:
         if not choices:
             return
         for _ in range(round(share * len(self._harmful))):
-            for row in (self._chance.choice(self._harmful), self._draw()):
+            for row in (self._draw_harmful(), self._draw()):
                 text = self._chance.choice(choices).replace("{prompt}", row.prompt)
                 yield Example(row.id, f"{name}:{row.source}", row.unsafe, (user_turn(text),))
 
     def _rephrased(self, section: RephrasedSection) -> Iterator[Example]:
         chance = self._chance
-        tasks = [(row, task) for row in self._harmful if (task := find_task(row.prompt))]
-        others: defaultdict[str, list[tuple[Row, str]]] = defaultdict(list)
-        for source in self._sources:
-            for row in self._harmless[source]:
-                if task := find_task(row.prompt):
-                    others[source].append((row, task))
-        if not tasks or not others:
+        harmful, harmless = (_tasks_by_source(rows) for rows in (self._by_source, self._harmless))
+        if not harmful or not harmless:
             return
-        sources = sorted(others)
         for _ in range(round(section.share * len(self._harmful))):
-            for row, task in (chance.choice(tasks), chance.choice(others[chance.choice(sources)])):
+            for tasks in (harmful, harmless):
+                row, task = chance.choice(tasks[chance.choice(sorted(tasks))])
                 text = chance.choice(section.forms).replace("{task}", task)
                 yield Example(row.id, f"rephrased:{row.source}", row.unsafe, (user_turn(text),))
+
+
+def _tasks_by_source(rows: Mapping[str, Sequence[Row]]) -> dict[str, list[tuple[Row, str]]]:
+    """Rows that name a task, with it; sources without one are left out."""
+    found = {
+        source: [(row, task) for row in own if (task := find_task(row.prompt))]
+        for source, own in rows.items()
+    }
+    return {source: tasks for source, tasks in found.items() if tasks}
 
 
 def find_task(prompt: str) -> str | None:

@@ -84,12 +84,19 @@ class LogOdds:
 
     def of_modality(self, modality: Modality) -> LogOdds:
         """The rows of one way in."""
-        rows = np.flatnonzero([name == modality for name in self.modalities])
+        return self._where([name == modality for name in self.modalities])
+
+    def as_they_came(self) -> LogOdds:
+        """The rows whose request stands alone, nothing put around it."""
+        return self._where([":" not in source for source in self.sources])
+
+    def _where(self, wanted: Sequence[bool]) -> LogOdds:
+        rows = np.flatnonzero(wanted)
         return LogOdds(
             {stage: values[rows] for stage, values in self.stages.items()},
             self.unsafe[rows],
             [self.sources[i] for i in rows.tolist()],
-            [modality] * rows.size,
+            [self.modalities[i] for i in rows.tolist()],
         )
 
     def aurocs(self) -> dict[str, float]:

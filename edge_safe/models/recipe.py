@@ -378,11 +378,13 @@ class CalibrationSection(Section, frozen=True):
 
     Attributes:
         target_fpr: False-positive rate of the thresholds.
+        media_target_fpr: That of pictures and sound, where it is another.
         stage: The stage a report leads with.
         method: ``auto`` takes the method with the least log loss on held-out rows.
     """
 
     target_fpr: OpenShare = 0.03
+    media_target_fpr: OpenShare | None = None
     stage: Literal["gate", "final"] = "gate"
     method: Literal["platt", "temperature", "isotonic", "auto"] = "platt"
 

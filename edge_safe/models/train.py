@@ -101,7 +101,13 @@ def train_recipe(
     steps, odds = run.train()
 
     section = settings.calibration
-    fitted = calibrate(odds, section.target_fpr, run.fitted_on, method=section.method)
+    fitted = calibrate(
+        odds,
+        section.target_fpr,
+        run.fitted_on,
+        method=section.method,
+        media_target_fpr=section.media_target_fpr,
+    )
     chosen = settings.heads.exit_layer
     exit_layer = best_layer(fitted) if chosen == "auto" else chosen
     stage = FINAL if section.stage == FINAL else stage_name(exit_layer)

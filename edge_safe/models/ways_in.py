@@ -47,7 +47,8 @@ class Surroundings:
 
 def make_ways_in(
     section: DataSection,
-    harmful: Sequence[Row],
+    count: int,
+    harmful: Callable[[], Row],
     harmless: Callable[[], Row],
     around: Surroundings,
     begin: Callable[[str], random.Random],
@@ -56,15 +57,16 @@ def make_ways_in(
 
     Args:
         section: The recipe's ``[data]``.
-        harmful: Harmful rows of one split.
+        count: Harmful rows of one split.
+        harmful: Draws one of them.
         harmless: Draws a harmless row of the same split.
         around: What stands around requests, of the same split.
         begin: Starts the draws of a way in.
     """
 
     def pairs(share: float) -> Iterator[Row]:
-        for _ in range(round(share * len(harmful))):
-            yield chance.choice(harmful)
+        for _ in range(round(share * count)):
+            yield harmful()
             yield harmless()
 
     if section.long is not None and around.documents:

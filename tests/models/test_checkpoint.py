@@ -170,6 +170,23 @@ def test_a_way_in_with_few_rows_uses_the_stage_s_own_calibration() -> None:
     assert gate.modalities == {}
 
 
+def test_text_is_calibrated_on_requests_as_they_come() -> None:
+    rows = odds()
+    wrapped = LogOdds(
+        {stage: np.r_[values, values + 9.0] for stage, values in rows.stages.items()},
+        np.r_[rows.unsafe, rows.unsafe],
+        ["plain"] * 400 + ["wrapped:plain"] * 400,
+    )
+    plain = LogOdds(rows.stages, rows.unsafe, ["plain"] * 400)
+    assert calibrate(wrapped, 0.05, "rows")["gate.3"] == calibrate(plain, 0.05, "rows")["gate.3"]
+
+
+def test_pictures_may_have_a_target_of_their_own() -> None:
+    gate = calibrate(with_pictures(), 0.05, "rows", media_target_fpr=0.2)["gate.3"]
+    assert (gate.target_fpr, gate.of("image").target_fpr) == (0.05, 0.2)
+    assert gate.fpr <= 0.05 < gate.of("image").fpr <= 0.2
+
+
 def test_a_calibration_states_its_target_method_and_intervals() -> None:
     gate = calibrate(odds(), 0.05, "made-up rows", method="isotonic")["gate.3"]
     assert (gate.method, gate.target_fpr) == ("isotonic", 0.05)
