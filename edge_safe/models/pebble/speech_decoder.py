@@ -45,10 +45,9 @@ class Transcription:
     tokens_per_second: float = 6.0
     extra_tokens: int = 8
 
-    def most_tokens(self, seconds: float, positions: int) -> int:
-        """How many tokens of words a sound may have, in a decoder of so many positions."""
-        wanted = int(self.tokens_per_second * seconds + self.extra_tokens)
-        return min(wanted, positions - len(self.prompt_ids))
+    def most_tokens(self, seconds: float) -> int:
+        """How many tokens of words a sound may have."""
+        return int(self.tokens_per_second * seconds + self.extra_tokens)
 
 
 class Attention(nn.Module):
@@ -77,7 +76,8 @@ class Attention(nn.Module):
         mixed = functional.scaled_dot_product_attention(
             self._split(self.q_proj(x)), *kv, attn_mask=mask
         )
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return out
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -199,7 +199,8 @@ class SpeechDecoder(nn.Module):
         Returns:
             Whisper's tokens, without control tokens; none where nothing was said.
         """
-        most = settings.most_tokens(seconds, self.embed_positions.num_embeddings)
+        room = self.embed_positions.num_embeddings - len(settings.prompt_ids)
+        most = min(settings.most_tokens(seconds), room)
         with torch.no_grad():
             heard = self.listen(states)
             ids = torch.tensor([list(settings.prompt_ids)], device=states.device)
