@@ -119,10 +119,10 @@ class Pebble:
             MediaError: None of them may.
         """
         if all(getattr(self._processors, section) is None for section in sections):
-            kind = "speech" if "speech" in sections else "picture"
+            kind = "speech decoder" if "speech" in sections else "picture projector"
             what = "sound" if "speech" in sections else "pictures"
             raise MediaError(
-                f"This bundle's {kind} projector has not been trained, so the gate cannot judge "
+                f"This bundle's {kind} has not been trained, so the gate cannot judge "
                 f"{what}. Use a bundle where it is, or ask in words."
             )
 
