@@ -162,7 +162,7 @@ def test_speech_decoder(precision: str, random: np.random.Generator, tmp_path: P
         assert told == written
 
 
-def projector(pooling: int = 1, pieces: int = 0) -> SequenceProjector:
+def projector(pieces: int = 0) -> SequenceProjector:
     module = SequenceProjector(
         SequenceProjectorConfig(
             state_size=24,
@@ -173,7 +173,6 @@ def projector(pooling: int = 1, pieces: int = 0) -> SequenceProjector:
             kernel=5,
             window=6,
             candidates=4,
-            pooling=pooling,
             pieces=pieces,
         )
     )
@@ -201,12 +200,12 @@ def project(
     return run(folder, build, feeds)
 
 
-@pytest.mark.parametrize(("pooling", "pieces"), [(1, 0), (5, 0), (4, 30), (7, 30)])
+@pytest.mark.parametrize("pieces", [0, 30])
 @pytest.mark.parametrize("form", [PLAIN, MatrixFormat(8, accuracy_level=0)], ids=str)
 def test_sequence_projector(
-    form: MatrixFormat, pooling: int, pieces: int, random: np.random.Generator, tmp_path: Path
+    form: MatrixFormat, pieces: int, random: np.random.Generator, tmp_path: Path
 ) -> None:
-    module = projector(pooling, pieces)
+    module = projector(pieces)
     states = random.standard_normal((3, 120, 24)).astype(np.float32)
     lengths = np.array([120, 57, 1])
     embedding = random.standard_normal((200, 64)).astype(np.float32)
