@@ -80,7 +80,8 @@ class Attention(nn.Module):
         return out
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        parted: Tensor = x.unflatten(-1, (self.heads, -1))
+        return parted.transpose(1, 2)
 
 
 class Layer(nn.Module):
@@ -205,9 +206,11 @@ class SpeechDecoder(nn.Module):
             heard = self.listen(states)
             ids = torch.tensor([list(settings.prompt_ids)], device=states.device)
             logits, past = self(ids, heard)
-            silence = logits[0, 0].float().softmax(-1)[settings.no_speech_id]
+            silence = float(logits[0, 0].float().softmax(-1)[settings.no_speech_id])
+            if silence > settings.no_speech_threshold:
+                return []
             written: list[int] = []
-            while len(written) < most and float(silence) <= settings.no_speech_threshold:
+            while len(written) < most:
                 token = int(logits[0, -1, : settings.end_id + 1].argmax())
                 if token == settings.end_id:
                     break
