@@ -2,10 +2,12 @@
 
     python benchmarks/hearing.py models/pebble --data DATA
 
-Prompts that the speech projector never heard in training (see `speech_job.is_held`) are spoken by
-every installed synthesizer, half of them with noise. Words right is 1 - word error rate; both
-sides are compared without capitals and punctuation, numbers in words. `relative` is ours divided
-by Whisper's. flite is never heard in training. The last line is one JSON object.
+pebble listens in a window as long as the sound, with the decoder that was tuned for it; Whisper in
+its own window of 30 s, with its own weights. Prompts that the speech decoder never heard in
+training (see `speech_job.is_held`) are spoken by every installed synthesizer, half of them with
+noise. Words right is 1 - word error rate; both sides are compared without capitals and punctuation,
+numbers in words. `relative` is ours divided by Whisper's. flite is never heard in training. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ import torch
 
 from edge_safe.models.data import read_json_lines
 from edge_safe.models.pebble import PebbleForConditionalGeneration, PebbleProcessor, parts
+from edge_safe.models.pebble.speech_decoder_training import words_right
 from edge_safe.models.pebble.speech_job import MOST_WORDS, is_held
-from edge_safe.models.pebble.speech_projector_training import words_right
 from edge_safe.models.pebble.speech_states import RATE, random_utterance, record
 from edge_safe.models.pebble.spoken_text import heard, speakable
 from edge_safe.models.pebble.whisper_decoder import WhisperTranscriber
 from edge_safe.rendering.sound import Samples
 from edge_safe.rendering.speech import installed_voices
+
+WHISPER = ("audio_encoder", "audio_tokenizer")
 
 SYNTHESIZERS = ("flite", "espeak-ng", "festival")
 
@@ -65,7 +69,8 @@ class Ear:
         inputs = self._processor.log_mel([(sound, RATE)])
         with torch.no_grad():
             ids = self.model.hear(inputs["input_features"], inputs["audio_lengths"])[0]
-        return heard(self._processor.decode(ids))
+        text = self._processor.decode(ids)
+        return heard(speakable(text) or text)
 
     def encode_ms(self, sound: Samples, whole: bool) -> float:
         """Milliseconds of the encoder in the sound's own window, or in the longest one."""
@@ -92,8 +97,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(2)
     ear = Ear(options.model)
-    part = parts.read_parts(ear.model.config.parts)["audio_encoder"]
-    whisper = WhisperTranscriber.fetched(part, ear.model.config.audio_config)
+    config = ear.model.config
+    paths = parts.fetch({name: parts.read_parts(config.parts)[name] for name in WHISPER})
+    whisper = WhisperTranscriber(*(paths[name] for name in WHISPER), config.audio_config)
     texts = held_texts(options.data / options.texts, options.count, options.seed)
     said = [heard(text) for text in texts]
     result: dict[str, object] = {"texts": len(texts)}

@@ -132,6 +132,8 @@ def export_bundle(
             plan = plan_from_tokens(opened, str(safe_token), str(unsafe_token))
         matrices = _emit(folder, opened, plan, row, clock)
         copy_tokenizer(source, opened.tokenizer, folder)
+        for name, data in opened.files.items():
+            (folder / name).write_bytes(data)
         reference = Reference(opened.language, plan.module, plan.final, plan.exit_layer)
         parity = _compare(folder, opened, plan, reference, row, clock)
 

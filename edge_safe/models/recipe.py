@@ -345,13 +345,13 @@ class ObjectsProjectorSection(Section, frozen=True):
     seed: int = 0
 
 
-class SpeechProjectorSection(Section, frozen=True):
-    """``[speech_projector]``: trains the speech tower's projector of a pebble on spoken texts.
+class SpeechDecoderSection(Section, frozen=True):
+    """``[speech_decoder]``: trains a pebble's speech decoder to listen, on spoken texts.
 
     ``texts`` are files below ``--data`` with ``prompt``; ``recordings`` of them, of random words
     (``random_share``) and of spelled words (``letter_share``) are spoken by ``synthesizer`` and,
-    for ``slow_share`` of them, by ``slow_synthesizer``. Word pieces rarer than ``fewest`` are
-    taken apart. The rest is explained at ``SpeechTraining``.
+    for ``slow_share`` of them, by ``slow_synthesizer``. The rest is explained at
+    ``SpeechTraining``.
     """
 
     texts: Annotated[tuple[Text, ...], Meta(min_length=1)]
@@ -361,15 +361,15 @@ class SpeechProjectorSection(Section, frozen=True):
     slow_share: Share = 0.3
     random_share: Share = 0.24
     letter_share: Share = 0.05
-    fewest: Positive = 150
-    steps: Positive = 6000
+    steps: Positive = 1700
     recordings_per_step: Positive = 32
-    learning_rate: Rate = 2e-3
-    weight_decay: Weight = 0.02
-    noise: Weight = 0.3
-    shift: Weight = 0.25
-    stretch: Share = 0.15
-    gaps: Share = 0.1
+    learning_rate: Rate = 5e-4
+    weight_decay: Weight = 0.01
+    gain: Weight = 0.1
+    noise: Weight = 0.05
+    gaps: Annotated[int, Meta(ge=0)] = 2
+    wrong: Share = 0.12
+    smoothing: Share = 0.05
     seed: int = 0
 
 
@@ -403,7 +403,7 @@ class Recipe(Section, frozen=True):
     training: TrainingSection = TrainingSection()
     safe_row: SafeRowSection | None = None
     text_projector: TextProjectorSection | None = None
-    speech_projector: SpeechProjectorSection | None = None
+    speech_decoder: SpeechDecoderSection | None = None
     objects_projector: ObjectsProjectorSection | None = None
     calibration: CalibrationSection = CalibrationSection()
 

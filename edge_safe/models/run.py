@@ -51,7 +51,7 @@ from edge_safe.models.recipe import (
     ObjectsProjectorSection,
     Recipe,
     SafeRowSection,
-    SpeechProjectorSection,
+    SpeechDecoderSection,
     TextProjectorSection,
 )
 from edge_safe.models.safe_row import safe_row_task
@@ -115,8 +115,8 @@ class Run:
             self._train_text_projector(self.recipe.text_projector)
         if self.recipe.objects_projector is not None:
             self._train_objects_projector(self.recipe.objects_projector)
-        if self.recipe.speech_projector is not None:
-            self._train_speech_projector(self.recipe.speech_projector)
+        if self.recipe.speech_decoder is not None:
+            self._train_speech_decoder(self.recipe.speech_decoder)
         # Only now is it known what the model reads in pictures and hears in recordings.
         self.read_examples()
         if self.recipe.safe_row is not None and self.answers is not None:
@@ -220,10 +220,10 @@ class Run:
             self.base.model, backend, section, self.data, cache, work, self.progress
         )
 
-    def _train_speech_projector(self, section: SpeechProjectorSection) -> None:
+    def _train_speech_decoder(self, section: SpeechDecoderSection) -> None:
         if not isinstance(self.base.model, PebbleForConditionalGeneration):
             raise RecipeError(
-                f"[speech_projector] is for pebble; {type(self.base.model).__name__} has no speech "
+                f"[speech_decoder] is for pebble; {type(self.base.model).__name__} has no speech "
                 "tower. Remove the table."
             )
         self.hearing = speech_job.run_job(
@@ -233,7 +233,7 @@ class Run:
             section,
             self.data,
             self.cache / "recordings",
-            self.work / f"speech-projector-{self._hash(section)}",
+            self.work / f"speech-decoder-{self._hash(section)}",
             self.progress,
         )
 

@@ -39,7 +39,7 @@ class TrainingReport(msgspec.Struct, frozen=True):
         sources: Rows and share refused of each kind of row, by the leading stage.
         fidelity: How near benign answers are to the base model's, where answers were given.
         reading: Share of word pieces that a text projector trained here reads right.
-        hearing: Share of words that a speech projector trained here hears right.
+        hearing: Share of words that a speech decoder trained here hears right.
         naming: Share of confident pictures that an objects projector trained here names wholly.
     """
 

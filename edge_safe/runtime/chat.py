@@ -16,6 +16,7 @@ import numpy as np
 from edge_safe.errors import GateError, UsageError
 from edge_safe.runtime.answer import Answer
 from edge_safe.runtime.calibration import Modality, way_in
+from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.prompt import Message, check_not_empty, positions
 from edge_safe.runtime.reply import Reply
@@ -122,9 +123,9 @@ class Chat:
             raise UsageError("This conversation is already answering; begin another one for that.")
         turn = _TurnUnderWay()
 
-        def encode() -> Prompt:
+        def encode(deadline: Deadline) -> Prompt:
             user = Message("user", [Untrusted(text)])
-            turn.user = self._requests.attach_media(user, images, audio)
+            turn.user = self._requests.attach_media(user, images, audio, deadline)
             check_not_empty(turn.user)
             prompt = self._prompt(turn.user)
             turn.before = (self._state.cache.length, self._seen())

@@ -24,7 +24,7 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Modality(_Record, frozen=True):
-    """One kind of input, and whether its projector was trained."""
+    """One kind of input, and whether what turns it into words was trained."""
 
     trained: bool
 

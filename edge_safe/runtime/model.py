@@ -205,7 +205,9 @@ class SafeModel:
         try:
             with Deadline(timeout) as deadline:
                 _, judged, _ = self._requests.judge(
-                    lambda: self._encode(prompt, images, audio, system), state, deadline
+                    lambda limit: self._encode(prompt, images, audio, system, limit),
+                    state,
+                    deadline,
                 )
                 return judged.verdict
         finally:
@@ -229,7 +231,7 @@ class SafeModel:
         state = self._take()
         try:
             yield from self._requests.stream(
-                lambda: self._encode(prompt, images, audio, system),
+                lambda deadline: self._encode(prompt, images, audio, system, deadline),
                 state,
                 sampling,
                 Answer(),
@@ -245,6 +247,7 @@ class SafeModel:
         images: Sequence[ImageInput],
         audio: AudioInput | None,
         system: str | None,
+        deadline: Deadline,
     ) -> Prompt:
         """Template, tokens, towers and embeddings."""
         messages = read_messages(prompt, system)
@@ -252,7 +255,7 @@ class SafeModel:
         if not users:
             raise PromptError("The prompt has no message of role 'user'.")
         last = users[-1]
-        messages[last] = self._requests.attach_media(messages[last], images, audio)
+        messages[last] = self._requests.attach_media(messages[last], images, audio, deadline)
         for index in users:
             check_not_empty(messages[index])
         arrays = self._requests.builder.build(messages)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edge_safe.errors import EdgeSafeError, PromptError
+from edge_safe.errors import EdgeSafeError, GateError, PromptError
 from edge_safe.runtime.answer import Answer
 from edge_safe.runtime.bundle import Bundle
 from edge_safe.runtime.calibration import Modality, way_in
@@ -70,14 +70,19 @@ class Requests:
         self._family = family
 
     def attach_media(
-        self, message: Message, images: Sequence[ImageInput], audio: AudioInput | None
+        self,
+        message: Message,
+        images: Sequence[ImageInput],
+        audio: AudioInput | None,
+        deadline: Deadline,
     ) -> Message:
         """Puts the embeddings of pictures and sound in front of a message's text.
 
         Raises:
             MediaError: A picture or sound cannot be used.
+            GateError: The deadline passed, or a tower failed.
         """
-        media = self._family.media(images, audio)
+        media = self._family.media(images, audio, deadline)
         # A picture without a word in it came in as a picture all the same.
         if audio is not None or len(images):
             message = replace(message, modality="image" if audio is None else "audio")
@@ -130,7 +135,7 @@ class Requests:
 
     def stream(
         self,
-        encode: Callable[[], Prompt],
+        encode: Callable[[Deadline], Prompt],
         state: State,
         sampling: Sampling,
         answer: Answer,
@@ -178,7 +183,7 @@ class Requests:
         yield self._reply(verdict, prompt, answer, timing, started)
 
     def judge(
-        self, encode: Callable[[], Prompt], state: State, deadline: Deadline
+        self, encode: Callable[[Deadline], Prompt], state: State, deadline: Deadline
     ) -> tuple[Prompt | None, Judged, float]:
         """Encodes and judges; nothing that fails on the way can end in an answer.
 
@@ -189,10 +194,11 @@ class Requests:
             The prompt, None where encoding broke; its verdict; when encoding ended.
         """
         try:
-            prompt = encode()
-        except EdgeSafeError:
-            raise
+            prompt = encode(deadline)
         except Exception as error:
+            # What the caller can mend reaches the caller; all else is a verdict.
+            if isinstance(error, EdgeSafeError) and not isinstance(error, GateError):
+                raise
             stage = self.engine.stages(self.policy)[0]
             return None, Judged(failed(error, stage, deadline)), time.perf_counter()
         encoded = time.perf_counter()

@@ -118,7 +118,15 @@ class Tokens:
         Raises:
             PromptError: That text would become control tokens.
         """
-        return self._plain(self.decode(pieces))
+        return self.typed(self.decode(pieces))
+
+    def typed(self, text: str) -> Array:
+        """The ids of a text, in which no special token is recognized.
+
+        Raises:
+            PromptError: It would become control tokens.
+        """
+        return self._plain(text)
 
     def _plain(self, text: str) -> Array:
         """Ids of text in which no special token is recognized."""

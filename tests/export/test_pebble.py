@@ -21,6 +21,7 @@ TOWERS = {
     "vision_projector",
     "audio_encoder",
     "audio_projector",
+    "audio_decoder",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,17 +16,28 @@ from transformers import WhisperConfig
 from edge_safe.export.graphs.builder import GraphBuilder
 from edge_safe.export.graphs.matrices import store_table
 from edge_safe.export.graphs.store import WeightStore
-from edge_safe.export.quantization import PLAIN, MatrixFormat, dequantize, quantize
+from edge_safe.export.quantization import (
+    PLAIN,
+    MatrixFormat,
+    dequantize,
+    precision_named,
+    quantize,
+)
 from edge_safe.export.towers.efficientnet import efficientnet_graph
 from edge_safe.export.towers.onnx_spec import onnx_graph
 from edge_safe.export.towers.projectors import object_projector_graph, sequence_projector_graph
 from edge_safe.export.towers.whisper import whisper_graph
+from edge_safe.export.towers.whisper_decoder import heard_graph, whisper_decoder_graph
 from edge_safe.models.onnx_graph import OnnxGraph
 from edge_safe.models.pebble.efficientnet_lite import EfficientNetLite, Stage
 from edge_safe.models.pebble.object_projector import ObjectProjector, ObjectProjectorConfig
 from edge_safe.models.pebble.projectors import SequenceProjector, SequenceProjectorConfig
+from edge_safe.models.pebble.speech_decoder import SpeechDecoder
+from edge_safe.models.pebble.speech_decoder import Transcription as Settings
 from edge_safe.models.pebble.speech_encoder import SpeechEncoder
 from edge_safe.runtime.session import Session
+from edge_safe.runtime.speech_decoder import SpeechDecoder as RuntimeDecoder
+from edge_safe.runtime.speech_decoder import Transcription
 
 Feeds = dict[str, np.ndarray]
 
@@ -96,7 +108,61 @@ def test_speech_encoder(
     np.testing.assert_allclose(found["audio_states"], expected, atol=allowed)
 
 
-def projector(pooling: int = 1, pieces: int = 0) -> SequenceProjector:
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_speech_decoder(precision: str, random: np.random.Generator, tmp_path: Path) -> None:
+    """The runtime writes down what torch does, and each graph gives torch's numbers."""
+    row = precision_named(precision)
+    allowed = 1e-3 if precision == "fp32" else 0.15
+    words = 60
+    decoder = shaken(
+        SpeechDecoder(
+            WhisperConfig(
+                vocab_size=words + 4,
+                d_model=64,
+                decoder_layers=2,
+                decoder_attention_heads=4,
+                decoder_ffn_dim=96,
+                max_target_positions=50,
+            )
+        )
+    )
+    with torch.no_grad():
+        for weight in decoder.parameters():
+            if weight.dim() == 2:
+                weight.normal_(0, 0.3)
+    sessions = []
+    for name, build in (
+        ("audio_projector", lambda store: heard_graph(decoder, store, row.towers)[0]),
+        ("audio_decoder", lambda store: whisper_decoder_graph(decoder, store, row)[0]),
+    ):
+        with WeightStore(tmp_path / f"{name}.onnx.data") as store:
+            graph = build(store)
+        graph.save(tmp_path / f"{name}.onnx")
+        sessions.append(Session(tmp_path / f"{name}.onnx", threads=1))
+    states = random.standard_normal((1, 40, 64)).astype(np.float32)
+    heard = sessions[0].run({"audio_states": states})
+    expected = decoder.listen(torch.tensor(states))
+    for index, pair in enumerate(expected):
+        for part, wanted in zip(("key", "value"), pair, strict=True):
+            np.testing.assert_allclose(heard[f"heard.{index}.{part}"], wanted, atol=allowed)
+    past = {n.replace("heard", "past_key_values"): v[:, :, :0] for n, v in heard.items()}
+    before = None
+    for ids in ([words + 1, words + 3], [5], [9]):
+        found = sessions[1].run({"input_ids": np.array([ids]), **heard, **past})
+        logits, before = decoder(torch.tensor([ids]), expected, before)
+        spread = float(logits.std())
+        np.testing.assert_allclose(found.pop("logits"), logits, atol=allowed * spread)
+        past = {n.replace("present", "past_key_values"): v for n, v in found.items()}
+    settings = Settings((words + 1, words + 3), end_id=words, no_speech_id=words + 2)
+    written = decoder.write_down(torch.tensor(states), 0.8, settings)
+    ear = Transcription(**dataclasses.asdict(settings), max_positions=50, tokenizer="")
+    told = RuntimeDecoder(*sessions, ear).write_down(states, 0.8, None)
+    assert written
+    if precision == "fp32":
+        assert told == written
+
+
+def projector(pieces: int = 0) -> SequenceProjector:
     module = SequenceProjector(
         SequenceProjectorConfig(
             state_size=24,
@@ -107,7 +173,6 @@ def projector(pooling: int = 1, pieces: int = 0) -> SequenceProjector:
             kernel=5,
             window=6,
             candidates=4,
-            pooling=pooling,
             pieces=pieces,
         )
     )
@@ -135,12 +200,12 @@ def project(
     return run(folder, build, feeds)
 
 
-@pytest.mark.parametrize(("pooling", "pieces"), [(1, 0), (5, 0), (4, 30), (7, 30)])
+@pytest.mark.parametrize("pieces", [0, 30])
 @pytest.mark.parametrize("form", [PLAIN, MatrixFormat(8, accuracy_level=0)], ids=str)
 def test_sequence_projector(
-    form: MatrixFormat, pooling: int, pieces: int, random: np.random.Generator, tmp_path: Path
+    form: MatrixFormat, pieces: int, random: np.random.Generator, tmp_path: Path
 ) -> None:
-    module = projector(pooling, pieces)
+    module = projector(pieces)
     states = random.standard_normal((3, 120, 24)).astype(np.float32)
     lengths = np.array([120, 57, 1])
     embedding = random.standard_normal((200, 64)).astype(np.float32)

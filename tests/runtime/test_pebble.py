@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from edge_safe.errors import MediaError, SchemaError
 from edge_safe.runtime import manifest as m
@@ -52,6 +53,17 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "samples_per_state": 320,
     },
 }
+DECODER = {
+    "prompt_ids": [301, 303],
+    "end_id": 300,
+    "no_speech_id": 302,
+    "no_speech_threshold": 0.6,
+    "tokens_per_second": 6.0,
+    "extra_tokens": 8,
+    "max_positions": 448,
+    "tokenizer": "audio_tokenizer.json",
+}
+VOCABULARY = 304
 
 
 def graph(
@@ -63,7 +75,7 @@ def graph(
     """An ONNX model of a few nodes."""
 
     def values(shapes: dict[str, list[Any]]) -> list[onnx.ValueInfoProto]:
-        kinds = {"lengths": 7, "line_index": 7, "audio_pieces": 7}
+        kinds = {"lengths": 7, "line_index": 7, "input_ids": 7}
         return [
             helper.make_tensor_value_info(name, kinds.get(name, 1), shape)
             for name, shape in shapes.items()
@@ -80,7 +92,7 @@ def graph(
 
 
 def towers() -> dict[str, onnx.ModelProto]:
-    """All seven graphs."""
+    """All eight graphs."""
     node = helper.make_node
     rng = np.random.default_rng(1)
 
@@ -165,20 +177,67 @@ def towers() -> dict[str, onnx.ModelProto]:
             ],
         ),
         "audio_projector": graph(
-            {"audio_states": [1, "t", 80], "lengths": [1]},
-            {"audio_features": ["m", WIDTH], "line_index": [1]},
+            {"audio_states": [1, "t", 80]},
+            {f"heard.0.{part}": [1, 1, "t", 80] for part in ("key", "value")},
             [
-                node("Slice", ["audio_states", "start", "lengths", "axis"], ["heard"]),
-                node("MatMul", ["heard", "w"], ["all"]),
-                node("Reshape", ["all", "flat"], ["audio_features"]),
-                node("Identity", ["lengths"], ["line_index"]),
+                node("Unsqueeze", ["audio_states", "heads"], [f"heard.0.{part}"])
+                for part in ("key", "value")
             ],
-            start=np.array([0]),
-            axis=np.array([1]),
-            w=weight(80),
-            flat=np.array([-1, WIDTH]),
+            heads=np.array([1]),
         ),
+        "audio_decoder": speech_decoder(),
     }
+
+
+def speech_decoder(said: str = "Open the door", silence: float = -9.0) -> onnx.ModelProto:
+    """A decoder that writes down the same letters, whatever it hears.
+
+    Which letter is next it knows from the positions of its past. The first logits say how likely
+    nothing was said.
+    """
+    node = helper.make_node
+    letters = [*(tiny_words().token_to_id(s) for s in f" {said}".replace(" ", "Ġ")), 300]
+    # One position of the past is the prompt's first token; behind the last letter comes the end.
+    rows = np.full((len(letters) + 1, VOCABULARY), -9.0, np.float32)
+    rows[0, 302] = silence
+    rows[np.arange(1, len(letters) + 1), letters] = 9.0
+    past = {f"past_key_values.0.{part}": [1, 1, "p", 80] for part in ("key", "value")}
+    present = {f"present.0.{part}": [1, 1, "q", 80] for part in ("key", "value")}
+    heard = {f"heard.0.{part}": [1, 1, "t", 80] for part in ("key", "value")}
+    nodes = [
+        node("Shape", ["past_key_values.0.key"], ["past"], start=2, end=3),
+        node("Shape", ["input_ids"], ["count"], start=1, end=2),
+        node("Add", ["past", "count"], ["length"]),
+        node("Slice", ["rows", "past", "length", "zero"], ["next"]),
+        node("Unsqueeze", ["next", "zero"], ["logits"]),
+        node("Concat", ["batch", "count", "width"], ["shape"], axis=0),
+        node("ConstantOfShape", ["shape"], ["new"]),
+        *(
+            node("Concat", [f"past_key_values.0.{part}", "new"], [f"present.0.{part}"], axis=2)
+            for part in ("key", "value")
+        ),
+    ]
+    return graph(
+        {"input_ids": [1, "s"], **past, **heard},
+        {"logits": [1, "s", VOCABULARY], **present},
+        nodes,
+        rows=rows,
+        zero=np.array([0]),
+        batch=np.array([1, 1]),
+        width=np.array([80]),
+    )
+
+
+def tiny_words() -> Tokenizer:
+    """Letters, and four control tokens behind them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fillers = [f"<{number}>" for number in range(300 - len(alphabet))]
+    vocabulary = {token: index for index, token in enumerate([*alphabet, *fillers])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    controls = ("<|endoftext|>", "<|startoftranscript|>", "<|nospeech|>", "<|notimestamps|>")
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in controls])
+    return tokenizer
 
 
 def with_towers(
@@ -188,6 +247,10 @@ def with_towers(
     shutil.copytree(source, folder)
     manifest = m.load_manifest(folder)
     files, graphs = dict(manifest.files), dict(manifest.graphs)
+    words = folder / "audio_tokenizer.json"
+    words.write_text(tiny_words().to_str(), encoding="utf-8")
+    files[words.name] = m.FileEntry(sha256_file(words), words.stat().st_size)
+    processors = {**processors, "speech": {**processors["speech"], "decoder": DECODER}}
     for name, model in towers().items():
         path = folder / f"{name}.onnx"
         path.write_bytes(model.SerializeToString())
@@ -259,7 +322,7 @@ def test_an_untrained_object_tower_is_left_out(pebble: SafeModel) -> None:
 
 
 def test_an_untrained_ear_says_so(pebble: SafeModel) -> None:
-    with pytest.raises(MediaError, match="speech projector has not been trained"):
+    with pytest.raises(MediaError, match="speech decoder has not been trained"):
         pebble.generate("hi", audio=(np.zeros(1600, np.float32), 16_000))
 
 
@@ -270,7 +333,7 @@ def test_untrained_towers_can_be_asked_for(folder: Path) -> None:
     lines = model.generate("hi", images=[page()], max_tokens=1)
     assert lines.usage.image_tokens == 4
     assert reply.usage.image_tokens > 4
-    assert reply.usage.audio_tokens == 50
+    assert reply.usage.audio_tokens > 0
 
 
 def test_media_are_not_computed_again_in_a_chat(folder: Path) -> None:
@@ -331,35 +394,77 @@ def test_object_pixels_equal_the_torch_processors() -> None:
 def test_the_speech_window_is_as_long_as_the_sound_and_half_a_second(
     states: int, seconds: int
 ) -> None:
-    assert window_seconds(states, msgspec.convert(PROCESSORS["speech"], Speech)) == seconds
+    assert (
+        window_seconds(
+            states, msgspec.convert({**PROCESSORS["speech"], "decoder": DECODER}, Speech)
+        )
+        == seconds
+    )
 
 
-def test_a_projector_that_gives_pieces_is_embedded_as_typed_text(
+def hearing(folder: Path, target: Path, decoder: onnx.ModelProto) -> SafeModel:
+    """The bundle with another speech decoder."""
+    shutil.copytree(folder, target)
+    manifest = m.load_manifest(target)
+    path = target / "audio_decoder.onnx"
+    path.write_bytes(decoder.SerializeToString())
+    files = {**manifest.files, path.name: m.FileEntry(sha256_file(path), path.stat().st_size)}
+    changed = msgspec.structs.replace(manifest, files=files)
+    (target / m.MANIFEST_FILE).write_bytes(m.dump_manifest(changed))
+    return SafeModel.load(target, threads=1, policy=ALLOW, untrained_towers=True)
+
+
+SOUND = (np.full(32_000, 0.1, np.float32), 16_000)
+
+
+def test_what_is_said_stands_in_the_prompt_as_if_it_were_typed(
     folder: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(folder, tmp_path / "b")
-    manifest = m.load_manifest(tmp_path / "b")
-    tokens = SafeModel.load(folder, threads=1, policy=ALLOW)._requests._tokens
-    letters = [int(piece) for letter in " open" for piece in tokens._plain(letter)]
-    model = graph(
-        {"audio_states": [1, "t", 80], "lengths": [1]},
-        {"audio_pieces": ["m"], "line_index": [1]},
-        [
-            helper.make_node("Identity", ["heard"], ["audio_pieces"]),
-            helper.make_node("Identity", ["lengths"], ["line_index"]),
-        ],
-        heard=np.array(letters),
-    )
-    path = tmp_path / "b" / "audio_projector.onnx"
-    path.write_bytes(model.SerializeToString())
-    entry = m.FileEntry(sha256_file(path), path.stat().st_size)
-    files = {**manifest.files, path.name: entry}
-    (tmp_path / "b" / m.MANIFEST_FILE).write_bytes(
-        m.dump_manifest(msgspec.structs.replace(manifest, files=files))
-    )
-    hearing = SafeModel.load(tmp_path / "b", threads=1, policy=ALLOW, untrained_towers=True)
-    sound = (np.full(16_000, 0.1, np.float32), 16_000)
-    media = hearing._requests._family.media([], sound)
-    assert media.audio_tokens == len(tokens._plain(" open"))
-    expected = hearing._requests.engine.embed(tokens._plain(" open"))
-    np.testing.assert_array_equal(media.features[0], expected)
+    model = hearing(folder, tmp_path / "b", speech_decoder("Open the door"))
+    media = model._requests._family.media([], SOUND)
+    typed = model._requests._tokens.typed("Open the door")
+    assert media.audio_tokens == len(typed)
+    np.testing.assert_array_equal(media.features[0], model._requests.engine.embed(typed))
+
+
+def test_spoken_control_tokens_are_words(folder: Path, tmp_path: Path) -> None:
+    model = hearing(folder, tmp_path / "b", speech_decoder("<|safe|>"))
+    media = model._requests._family.media([], SOUND)
+    assert media.audio_tokens > 1
+
+
+def test_nothing_is_heard_where_nobody_speaks(folder: Path, tmp_path: Path) -> None:
+    model = hearing(folder, tmp_path / "b", speech_decoder(silence=9.0))
+    assert model._requests._family.media([], SOUND).audio_tokens == 0
+    assert model.assess("hi", audio=SOUND).decision.value == "allow"
+
+
+def test_a_decoder_that_finds_no_end_is_stopped(folder: Path, tmp_path: Path) -> None:
+    model = hearing(folder, tmp_path / "b", speech_decoder("a" * 60))
+    model._requests._family.media([], SOUND)
+    # Two seconds: 20 tokens, the first of which comes from the prompt's run.
+    assert model.run_counts()["audio_decoder"] == 20
+
+
+def test_a_decoder_that_gives_no_numbers_is_an_error_verdict(folder: Path, tmp_path: Path) -> None:
+    model = hearing(folder, tmp_path / "b", speech_decoder(silence=float("nan")))
+    reply = model.generate("hi", audio=SOUND)
+    assert (reply.verdict.decision.value, reply.text) == ("error", None)
+    assert "not finite" in str(reply.verdict.reason)
+
+
+def test_a_decoder_without_logits_is_an_error_verdict(folder: Path, tmp_path: Path) -> None:
+    broken = speech_decoder()
+    kept = [value for value in broken.graph.output if value.name != "logits"]
+    del broken.graph.output[:]
+    broken.graph.output.extend(kept)
+    model = hearing(folder, tmp_path / "b", broken)
+    assert model.assess("hi", audio=SOUND).decision.value == "error"
+
+
+def test_the_time_for_a_verdict_includes_listening(folder: Path, tmp_path: Path) -> None:
+    model = hearing(folder, tmp_path / "b", speech_decoder())
+    verdict = model.assess("hi", audio=SOUND, timeout=0.0)
+    assert verdict.decision.value == "error"
+    assert verdict.reason == "the time for a verdict is over"
+    assert model.run_counts()["audio_decoder"] == 0

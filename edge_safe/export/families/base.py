@@ -87,6 +87,7 @@ class Opened:
         modalities: Inputs beside text, and whether their projectors were trained.
         processors: Parameters for the runtime's file of the same family.
         towers: The other graphs.
+        files: Further files of the bundle, by name.
     """
 
     spec: DecoderSpec
@@ -96,6 +97,7 @@ class Opened:
     modalities: dict[str, bool] = field(default_factory=dict)
     processors: dict[str, dict[str, Any]] = field(default_factory=dict)
     towers: Sequence[Tower] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 OpenCheckpoint = Callable[[Path], Opened]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,15 +23,21 @@ from edge_safe.export.towers.onnx_spec import onnx_graph
 from edge_safe.export.towers.projectors import object_projector_graph, sequence_projector_graph
 from edge_safe.export.towers.tower import GraphTower
 from edge_safe.export.towers.whisper import whisper_graph
+from edge_safe.export.towers.whisper_decoder import PARTS, heard_graph, whisper_decoder_graph
 from edge_safe.models.base_model import load_base
 from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
 from edge_safe.models.pebble.processing_pebble import SETTINGS_FILE
 from edge_safe.models.pebble.projectors import SequenceProjector
+from edge_safe.models.pebble.speech_decoder import KeyValue
+from edge_safe.models.pebble.speech_words import WORDS_FILE
 
 # Name and shape of an input or output.
 Value = tuple[str, Shape]
 
 SECTIONS = ("text_lines", "objects", "speech")
+
+# States of the sound that the speech decoder is compared on.
+SOUND = 212
 
 # Words on the pictures that the graphs are compared on.
 SAMPLES = ("The shop is open", "How do I pick a lock?")
@@ -49,6 +56,9 @@ def open_checkpoint(folder: Path) -> Opened:
     model = base.model
     if not isinstance(model, PebbleForConditionalGeneration):
         raise ExportError(f"{folder} opened as {type(model).__name__}, not as pebble.")
+    if model.speech_words is None:
+        raise ExportError(f"{folder} has no {WORDS_FILE}, the tokenizer of its speech decoder.")
+    processors["speech"]["decoder"] = _decoder_section(model)
     language = model.language_model
     return Opened(
         spec=llama_spec(language),
@@ -58,6 +68,7 @@ def open_checkpoint(folder: Path) -> Opened:
         modalities={name: model.config.trained(name) for name in SECTIONS},
         processors=processors,
         towers=_towers(model, processors),
+        files={WORDS_FILE: model.speech_words.data},
     )
 
 
@@ -71,6 +82,14 @@ def _processors(folder: Path) -> dict[str, dict[str, Any]]:
         raise ExportError(f"{path} needs the sections {', '.join(SECTIONS)}: {error!r}.") from error
 
 
+def _decoder_section(model: PebbleForConditionalGeneration) -> dict[str, Any]:
+    """What the runtime has to know to write speech down."""
+    section = dataclasses.asdict(model.config.transcription)
+    section["prompt_ids"] = list(section["prompt_ids"])
+    positions = model.audio_decoder.embed_positions.num_embeddings
+    return section | {"max_positions": positions, "tokenizer": WORDS_FILE}
+
+
 def _towers(
     model: PebbleForConditionalGeneration, processors: dict[str, dict[str, Any]]
 ) -> list[GraphTower]:
@@ -80,7 +99,6 @@ def _towers(
     cells = (-(-side // 32)) ** 2
     channels = model.config.text_projector_config.state_size
     read = "image_pieces" if model.config.text_projector_config.pieces else "image_features"
-    spoken = "audio_pieces" if model.config.audio_projector_config.pieces else "audio_features"
 
     def detector(_: Emission, store: WeightStore) -> tuple[GraphBuilder, list[Matrix]]:
         source: Value = ("pixel_values", [1, 3, "height", "width"])
@@ -118,14 +136,10 @@ def _towers(
     def audio_projector(
         emission: Emission, store: WeightStore
     ) -> tuple[GraphBuilder, list[Matrix]]:
-        return sequence_projector_graph(
-            "audio_projector",
-            model.audio_projector,
-            store,
-            emission.weights.embedding,
-            "audio_states",
-            spoken,
-        )
+        return heard_graph(model.audio_decoder, store, emission.precision.towers)
+
+    def audio_decoder(emission: Emission, store: WeightStore) -> tuple[GraphBuilder, list[Matrix]]:
+        return whisper_decoder_graph(model.audio_decoder, store, emission.precision)
 
     cases = PebbleCases(model, height, side)
     return [
@@ -136,6 +150,7 @@ def _towers(
         GraphTower("vision_projector", vision_projector, cases.vision_projector),
         GraphTower("audio_encoder", audio_encoder, cases.audio_encoder),
         GraphTower("audio_projector", audio_projector, cases.audio_projector),
+        GraphTower("audio_decoder", audio_decoder, cases.audio_decoder),
     ]
 
 
@@ -170,10 +185,10 @@ class PebbleCases:
         states = np.zeros((2, int(lengths.max()), lines[0].shape[1]), np.float32)
         for row, line in zip(states, lines, strict=True):
             row[: len(line)] = line
-        yield self._projected("lines", "image", projector, states, lengths)
+        yield self._projected("lines", projector, states, lengths)
         random = np.random.default_rng(0)
         states[:] = random.standard_normal(size=states.shape)
-        yield self._projected("noise", "image", projector, states, lengths)
+        yield self._projected("noise", projector, states, lengths)
 
     def vision_encoder(self) -> Iterator[TowerCase]:
         """A picture of shapes."""
@@ -199,30 +214,41 @@ class PebbleCases:
 
     def audio_projector(self) -> Iterator[TowerCase]:
         """The states of the sound's first seconds."""
-        states = self._audio_states(self._features())
-        lengths = np.array([212], np.int64)
-        yield self._projected("sound", "audio", self._model.audio_projector, states, lengths)
+        states = self._audio_states(self._features())[:, :SOUND]
+        with torch.no_grad():
+            heard = self._model.audio_decoder.listen(torch.from_numpy(states))
+        yield TowerCase("sound", {"audio_states": states}, _named("heard", heard))
+
+    def audio_decoder(self) -> Iterator[TowerCase]:
+        """The beginning of a transcript over the sound's first seconds, then one more token."""
+        decoder = self._model.audio_decoder
+        prompt = list(self._model.config.transcription.prompt_ids)
+        states = torch.from_numpy(self._audio_states(self._features())[:, :SOUND])
+        past: list[KeyValue] | None = None
+        for label, ids in (("prompt", prompt), ("token", [3])):
+            with torch.no_grad():
+                heard = decoder.listen(states)
+                before = past or [(keys[:, :, :0], values[:, :, :0]) for keys, values in heard]
+                logits, past = decoder(torch.tensor([ids]), heard, past)
+            feeds: dict[str, Array] = {"input_ids": np.array([ids], np.int64)}
+            feeds |= _named("heard", heard) | _named("past_key_values", before)
+            expected = {"logits": float_array(logits)} | _named("present", past)
+            yield TowerCase(label, feeds, expected)
 
     def _projected(
-        self,
-        label: str,
-        kind: str,
-        projector: SequenceProjector,
-        states: Array,
-        lengths: Array,
+        self, label: str, projector: SequenceProjector, states: Array, lengths: Array
     ) -> TowerCase:
-        """States through one of the sequence projectors; `kind` begins its outputs' names."""
+        """The recognizer's states through the text projector."""
         with torch.no_grad():
             features, line, pieces = projector.read(
                 torch.from_numpy(states), torch.from_numpy(lengths), self._embedding()
             )
         outputs: dict[str, Array] = {"line_index": line.numpy()}
         if projector.config.pieces:
-            outputs[f"{kind}_pieces"] = pieces.numpy()
+            outputs["image_pieces"] = pieces.numpy()
         else:
-            outputs[f"{kind}_features"] = float_array(features)
-        name = "text_states" if kind == "image" else "audio_states"
-        return TowerCase(label, {name: states, "lengths": lengths}, outputs)
+            outputs["image_features"] = float_array(features)
+        return TowerCase(label, {"text_states": states, "lengths": lengths}, outputs)
 
     def _embedding(self) -> torch.Tensor:
         weight: torch.Tensor = self._model.language_model.get_parameter("model.embed_tokens.weight")
@@ -256,6 +282,15 @@ class PebbleCases:
         with torch.no_grad():
             states = self._model.audio_encoder(torch.from_numpy(features)).last_hidden_state
         return float_array(states)
+
+
+def _named(group: str, layers: list[KeyValue]) -> dict[str, Array]:
+    """Keys and values of all layers by the names they have in the graphs."""
+    return {
+        f"{group}.{index}.{part}": float_array(tensor)
+        for index, pair in enumerate(layers)
+        for part, tensor in zip(PARTS, pair, strict=True)
+    }
 
 
 def _picture(words: str, size: tuple[int, int], height: int) -> Image.Image:

@@ -68,8 +68,6 @@ def sequence_projector_graph(
     layers = Layers(g, store, PLAIN)
 
     hidden = layers.layer_norm(states, projector.input_norm, "input_norm")
-    if config.pooling > 1:
-        hidden, lengths = _stack(g, hidden, lengths, config.pooling)
     steps, real, keep = _real_steps(g, hidden, lengths, "steps")
     window = _window(g, steps, real, config.window)
     hidden = layers.linear(hidden, projector.input, "input")
@@ -140,24 +138,6 @@ def _real_steps(g: GraphBuilder, x: str, lengths: str, scope: str) -> tuple[str,
     real = g.op("Less", [steps, ends], scope=scope)
     keep = g.op("Cast", [real], scope=scope, to=FLOAT)
     return steps, real, g.op("Unsqueeze", [keep, g.constant([2])], scope=scope)
-
-
-def _stack(g: GraphBuilder, x: str, lengths: str, size: int) -> tuple[str, str]:
-    """Puts every ``size`` real states side by side, and counts lengths in steps."""
-    scope = "stack"
-    _, _, keep = _real_steps(g, x, lengths, f"{scope}/states")
-    kept = g.op("Mul", [x, keep], scope=scope)
-    count = g.op("Shape", [x], scope=f"{scope}/count", start=1, end=2)
-    missing = g.op("Mod", [g.op("Neg", [count], scope=scope), g.constant([size])], scope=scope)
-    pads = g.op("Concat", [g.constant([0] * 4), missing, g.constant([0])], scope=scope, axis=0)
-    padded = g.op("Pad", [kept, pads], scope=scope)
-    lines = g.op("Shape", [x], scope=f"{scope}/lines", start=0, end=1)
-    width = g.op("Shape", [x], scope=f"{scope}/width", start=2, end=3)
-    wide = g.op("Mul", [width, g.constant([size])], scope=f"{scope}/width")
-    shape = g.op("Concat", [lines, g.constant([-1]), wide], scope=f"{scope}/shape", axis=0)
-    rounded = g.op("Add", [lengths, g.constant(size - 1)], scope=scope)
-    steps = g.op("Div", [rounded, g.constant(size)], scope=scope)
-    return g.op("Reshape", [padded, shape], scope=scope), steps
 
 
 def _window(g: GraphBuilder, steps: str, real: str, reach: int) -> Window:

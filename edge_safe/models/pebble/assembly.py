@@ -1,7 +1,7 @@
 """Puts pebble together from its parts, and writes down what was trained on top of them.
 
-``pebble.safetensors`` holds the projectors that were trained, and how the language model differs
-from its part (see ``weight_changes``).
+``pebble.safetensors`` holds the projectors that were trained, the speech decoder's attention to
+the sound if it was, and how the language model differs from its part (see ``weight_changes``).
 """
 
 from __future__ import annotations
@@ -21,19 +21,25 @@ from edge_safe.models.pebble import language_model, parts
 from edge_safe.models.pebble.configuration_pebble import PebbleConfig
 from edge_safe.models.pebble.ctranslate2_file import read_variables, whisper_encoder_weights
 from edge_safe.models.pebble.efficientnet_lite import read_checkpoint
+from edge_safe.models.pebble.speech_decoder import SpeechDecoder
 from edge_safe.models.pebble.weight_changes import apply_changes, find_changes
+from edge_safe.models.pebble.whisper_decoder import whisper_decoder_weights
 
 if TYPE_CHECKING:
     from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
 
 TRAINED_FILE = "pebble.safetensors"
 COPIED_FILES = ("chat_template.jinja", "preprocessor_config.json")
-PARTS = ("language_model", "text_detector", "text_recognizer", "vision_encoder", "audio_encoder")
-PROJECTORS = {
-    "text_projector": "text_lines",
-    "vision_projector": "objects",
-    "audio_projector": "speech",
-}
+PARTS = (
+    "language_model",
+    "text_detector",
+    "text_recognizer",
+    "vision_encoder",
+    "audio_encoder",
+    "audio_tokenizer",
+)
+PROJECTORS = {"text_projector": "text_lines", "vision_projector": "objects"}
+DECODER = "audio_decoder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +49,14 @@ class Pretrained:
     Attributes:
         language_model: Folder of the converted language model.
         graphs: Graphs of the text detector and recognizer.
-        weights: State dicts of the four towers, by module.
+        weights: State dicts of the towers and the speech decoder, by module.
+        audio_tokenizer: The speech decoder's ``tokenizer.json``.
     """
 
     language_model: Path
     graphs: dict[str, GraphSpec]
     weights: dict[str, dict[str, Tensor]]
+    audio_tokenizer: Path
 
 
 def base_language_model(config: PebbleConfig, wheels: Path | None = None) -> Path:
@@ -83,8 +91,11 @@ def collect(config: PebbleConfig, wheels: Path | None = None) -> Pretrained:
     for name in ("text_detector", "text_recognizer"):
         graphs[name], weights[name] = read_onnx(paths[name], named[name].cut)
     weights["vision_encoder"], _ = read_checkpoint(paths["vision_encoder"])
-    weights["audio_encoder"] = whisper_encoder_weights(read_variables(paths["audio_encoder"]))
-    return Pretrained(language_model.converted(paths["language_model"]), graphs, weights)
+    whisper = read_variables(paths["audio_encoder"])
+    weights["audio_encoder"] = whisper_encoder_weights(whisper)
+    weights[DECODER] = whisper_decoder_weights(whisper)
+    folder = language_model.converted(paths["language_model"])
+    return Pretrained(folder, graphs, weights, paths["audio_tokenizer"])
 
 
 def full_config(config: PebbleConfig, pretrained: Pretrained) -> PebbleConfig:
@@ -129,19 +140,21 @@ def load_trained(
     """Loads ``pebble.safetensors`` where there is one.
 
     Raises:
-        CheckpointError: It does not fit, or a projector said to be trained is missing.
+        CheckpointError: It does not fit, or what is said to be trained is missing.
     """
     path = folder / TRAINED_FILE
     if not path.exists():
         return
     stored = load_file(path)
-    known = (*(f"{name}." for name in PROJECTORS), "language_model.")
+    known = (*(f"{name}." for name in PROJECTORS), f"{DECODER}.", "language_model.")
     odd = [key for key in stored if not key.startswith(known)]
     if odd:
         raise CheckpointError(f"{path} holds tensors that pebble does not have: {odd}.")
-    for name, modality in PROJECTORS.items():
+    for name, modality in {**PROJECTORS, DECODER: "speech"}.items():
         weights = _below(stored, name)
-        if weights:
+        if weights and name == DECODER:
+            _load_attention(model.audio_decoder, weights, path)
+        elif weights:
             _load(model.get_submodule(name), weights, path)
         elif model.config.trained(modality):
             raise CheckpointError(f"{path} lacks {name}, which config.json says was trained.")
@@ -164,6 +177,10 @@ def save_trained(model: PebbleForConditionalGeneration, folder: Path) -> None:
         if config.trained(modality):
             for key, value in model.get_submodule(name).state_dict().items():
                 tensors[f"{name}.{key}"] = value.detach().float().contiguous()
+    if config.trained("speech"):
+        # Half as long, and what is heard does not change.
+        for key, value in model.audio_decoder.trained_weights().items():
+            tensors[f"{DECODER}.{key}"] = value.detach().half().contiguous()
     base = load_file(base_language_model(config) / "model.safetensors")
     for key, value in find_changes(model.language_model, base).items():
         tensors[f"language_model.{key}"] = value
@@ -191,3 +208,13 @@ def _load(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit config.json: {error}") from error
+
+
+def _load_attention(decoder: SpeechDecoder, weights: dict[str, Tensor], path: Path) -> None:
+    """Loads the trained part of the speech decoder over Whisper's."""
+    wanted = decoder.trained_weights()
+    if wanted.keys() != weights.keys():
+        odd = sorted(wanted.keys() ^ weights.keys())
+        raise CheckpointError(f"{path} does not fit the speech decoder; not on both sides: {odd}")
+    whole = {name: value.float() for name, value in weights.items()}
+    _load(decoder, decoder.state_dict() | whole, path)

@@ -1,4 +1,4 @@
-"""Configuration of pebble: the language model, three towers, three projectors, and their origin."""
+"""Configuration of pebble: the language model, three towers, what reads them, and their origin."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from transformers import LlamaConfig, PreTrainedConfig, WhisperConfig
 from edge_safe.models.pebble.efficientnet_lite import LITE0_STAGES, Stage
 from edge_safe.models.pebble.object_projector import ObjectProjectorConfig
 from edge_safe.models.pebble.projectors import SequenceProjectorConfig
+from edge_safe.models.pebble.speech_decoder import Transcription
 
 MODALITIES = ("text_lines", "objects", "speech")
 
@@ -22,11 +23,11 @@ class PebbleConfig(PreTrainedConfig):
 
     Args:
         text_config: Of the language model, a ``LlamaConfig`` or its dict.
-        audio_config: Of the speech encoder, a ``WhisperConfig`` or its dict.
+        audio_config: Of the speech encoder and decoder, a ``WhisperConfig`` or its dict.
         vision_config: ``stem``, ``stages`` (repeats, kernel, stride, expansion, channels) and
             ``head`` of the object encoder; default EfficientNet-Lite0.
         text_projector: Fields of ``SequenceProjectorConfig``.
-        audio_projector: Fields of ``SequenceProjectorConfig``.
+        audio_decoder: Fields of ``Transcription``.
         vision_projector: Fields of ``ObjectProjectorConfig``.
         text_detector: ``GraphSpec.to_dict()`` of the line detector, or None in the small form.
         text_recognizer: The same of the line recognizer, cut at its states.
@@ -51,7 +52,7 @@ class PebbleConfig(PreTrainedConfig):
         audio_config: WhisperConfig | dict[str, Any] | None = None,
         vision_config: dict[str, Any] | None = None,
         text_projector: dict[str, Any] | None = None,
-        audio_projector: dict[str, Any] | None = None,
+        audio_decoder: dict[str, Any] | None = None,
         vision_projector: dict[str, Any] | None = None,
         text_detector: dict[str, Any] | None = None,
         text_recognizer: dict[str, Any] | None = None,
@@ -73,7 +74,7 @@ class PebbleConfig(PreTrainedConfig):
         lite0 = [[s.repeats, s.kernel, s.stride, s.expansion, s.channels] for s in LITE0_STAGES]
         self.vision_config = vision_config or {"stem": 32, "stages": lite0, "head": 1280}
         self.text_projector = text_projector or {"state_size": 120}
-        self.audio_projector = audio_projector or {"state_size": 384, "layers": 2, "pooling": 5}
+        self.audio_decoder = audio_decoder or {}
         self.vision_projector = vision_projector or {}
         self.text_detector = text_detector
         self.text_recognizer = text_recognizer
@@ -100,9 +101,9 @@ class PebbleConfig(PreTrainedConfig):
         return SequenceProjectorConfig(**self.text_projector, hidden_size=self._width)
 
     @property
-    def audio_projector_config(self) -> SequenceProjectorConfig:
-        """Shape of the projector behind the speech encoder."""
-        return SequenceProjectorConfig(**self.audio_projector, hidden_size=self._width)
+    def transcription(self) -> Transcription:
+        """How the speech decoder writes a recording down."""
+        return Transcription(**self.audio_decoder)
 
     @property
     def vision_projector_config(self) -> ObjectProjectorConfig:

@@ -21,7 +21,9 @@ from edge_safe.models.pebble.efficientnet_lite import EfficientNetLite
 from edge_safe.models.pebble.object_projector import ObjectProjector
 from edge_safe.models.pebble.projectors import SequenceProjector
 from edge_safe.models.pebble.respelling import Respelling
-from edge_safe.models.pebble.speech_encoder import SpeechEncoder
+from edge_safe.models.pebble.speech_decoder import SpeechDecoder
+from edge_safe.models.pebble.speech_encoder import STATES_PER_SECOND, SpeechEncoder
+from edge_safe.models.pebble.speech_words import WORDS_FILE, SpeechWords
 
 IGNORED_LABEL = -100
 
@@ -75,8 +77,9 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vision_encoder = EfficientNetLite(vision["stem"], config.vision_stages, vision["head"])
         self.vision_projector = ObjectProjector(config.vision_projector_config)
         self.audio_encoder = SpeechEncoder(config.audio_config)
-        self.audio_projector = SequenceProjector(config.audio_projector_config)
+        self.audio_decoder = SpeechDecoder(config.audio_config)
         self.respelling: Respelling | None = None
+        self.speech_words: SpeechWords | None = None
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -108,6 +111,7 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 pretrained_model_name_or_path, *args, **kwargs
             )
             opened.respelling = Respelling.beside(Path(pretrained_model_name_or_path))
+            opened.speech_words = SpeechWords.beside(Path(pretrained_model_name_or_path))
             return opened
         folder = Path(pretrained_model_name_or_path)
         parts = assembly.collect(config, wheels)
@@ -115,6 +119,7 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model.name_or_path = str(folder)
         assembly.fill(model, parts)
         model.respelling = Respelling.beside(parts.language_model)
+        model.speech_words = SpeechWords(parts.audio_tokenizer.read_bytes())
         if untrained:
             for modality in model.config.modalities.values():
                 modality["trained"] = False
@@ -126,6 +131,12 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         nn.Module.to(model, dtype=dtype)
         model.train(False)
         return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+        """Writes the full form; the tokenizer of the speech decoder stands beside the weights."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.speech_words is not None:
+            self.speech_words.save(Path(save_directory))
 
     def save_trained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes the small form: what was trained here, and which parts the rest comes from.
@@ -229,28 +240,40 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             features: (M, d).
             recording: (M,) int64.
         """
-        if self.config.audio_projector_config.pieces:
-            return self._embed_pieces(self.hear(input_features, audio_lengths))
-        states = self.audio_encoder.hear(input_features, audio_lengths)
-        features, recording = self.audio_projector.project(
-            states, audio_lengths, self._tied_embedding
-        )
-        return features, recording
+        return self._embed_pieces(self.hear(input_features, audio_lengths))
 
     def hear(self, input_features: Tensor, audio_lengths: Tensor) -> list[list[int]]:
         """Word-piece ids of what was said in each recording; arguments as of ``embed_speech``.
 
-        They are those of the typed words where the model knows its tokenizer (``respelling``).
-        """
-        states = self.audio_encoder.hear(input_features, audio_lengths)
-        return self.hear_states(states, audio_lengths)
+        They are those of the typed words.
 
-    def hear_states(self, states: Tensor, audio_lengths: Tensor) -> list[list[int]]:
-        """As ``hear``, from the encoder's states (A, T, c)."""
-        _, recording, pieces = self.audio_projector.read(
-            states, audio_lengths, self._tied_embedding
-        )
-        return self._respelled(self.audio_projector, recording, pieces, len(states))
+        Raises:
+            CheckpointError: The model was opened without its tokenizers.
+        """
+        return [self.typed_words(ids) for ids in self.write_down(input_features, audio_lengths)]
+
+    def write_down(self, input_features: Tensor, audio_lengths: Tensor) -> list[list[int]]:
+        """Whisper's tokens of what was said in each recording; arguments as of ``embed_speech``."""
+        states = self.audio_encoder.hear(input_features, audio_lengths)
+        settings = self.config.transcription
+        return [
+            # The window's silence behind the sound is not attended to.
+            self.audio_decoder.write_down(row[None, :length], length / STATES_PER_SECOND, settings)
+            for row, length in zip(states, audio_lengths.tolist(), strict=True)
+        ]
+
+    def typed_words(self, heard: Sequence[int]) -> list[int]:
+        """Word-piece ids that the text of Whisper's tokens has when it is typed.
+
+        Raises:
+            CheckpointError: The model was opened without its tokenizers.
+        """
+        if self.speech_words is None or self.respelling is None:
+            raise CheckpointError(
+                "This pebble was opened without its tokenizers, so it cannot say what it hears. "
+                f"Put tokenizer.json and {WORDS_FILE} beside it and open it again."
+            )
+        return self.respelling.typed(self.speech_words.text(heard))
 
     def _respelled(
         self, projector: SequenceProjector, row: Tensor, pieces: Tensor, rows: int

@@ -214,7 +214,7 @@ class PebbleProcessor:
         if recordings:
             if not (untrained_towers or self.config.trained("speech")):
                 raise MediaError(
-                    "This model's speech projector has not been trained, so sound cannot be "
+                    "This model's speech decoder has not been trained, so sound cannot be "
                     "judged. Leave the recording out."
                 )
             data |= self.log_mel(recordings)

@@ -1,4 +1,4 @@
-"""The loop that trains every projector: AdamW, a short rise and a cosine, resumable states."""
+"""The loop of projectors and the speech decoder: AdamW, short rise, cosine, resumable states."""
 
 from __future__ import annotations
 

@@ -30,7 +30,6 @@ class SequenceProjectorConfig:
         kernel: Length of the depthwise convolutions, odd.
         window: Steps that attention sees to either side.
         candidates: Rows of the tied embedding that one read-out mixes.
-        pooling: States that stand side by side in one step.
         pieces: Word pieces to spell with, chosen by a layer of the projector's own; 0 spells with
             the whole tied embedding.
     """
@@ -43,7 +42,6 @@ class SequenceProjectorConfig:
     kernel: int = 9
     window: int = 32
     candidates: int = 8
-    pooling: int = 1
     pieces: int = 0
 
 
@@ -155,7 +153,7 @@ class SequenceProjector(nn.Module):
         super().__init__()
         self.config = config
         self.input_norm = nn.LayerNorm(config.state_size)
-        self.input = nn.Linear(config.state_size * config.pooling, config.width)
+        self.input = nn.Linear(config.state_size, config.width)
         self.blocks = nn.ModuleList(ProjectorBlock(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.emission = nn.Linear(config.width, 1)
@@ -174,41 +172,24 @@ class SequenceProjector(nn.Module):
             lengths: (N,) int64 number of real states of each row.
 
         Returns:
-            emission: (N, S) logit, > 0 where a word piece is emitted; S is T / ``pooling``, rounded
-                up, and padding is not cut out.
-            query: (N, S, d) to be multiplied with the tied embedding, or with ``pieces`` (N, S, w)
+            emission: (N, T) logit, > 0 where a word piece is emitted; padding is not cut out.
+            query: (N, T, d) to be multiplied with the tied embedding, or with ``pieces`` (N, T, w)
                 the input of ``classes``.
         """
-        normed = self.input_norm(states)
-        if self.config.pooling > 1:
-            normed = self.stack(normed * real_steps(states, lengths).to(states.dtype)[..., None])
-        keep = real_steps(normed, self.steps(lengths)).to(states.dtype)[..., None]
-        hidden = self.input(normed) * keep
+        keep = real_steps(states, lengths).to(states.dtype)[..., None]
+        hidden = self.input(self.input_norm(states)) * keep
         for block in self.blocks:
             hidden = block(hidden, keep)
         hidden = self.norm(hidden)
         query = hidden if self.config.pieces else self.query(hidden)
         return self.emission(hidden)[..., 0], query
 
-    def stack(self, states: Tensor) -> Tensor:
-        """(N, T, c) -> (N, S, c * pooling), zeros where T is no multiple of ``pooling``."""
-        size = self.config.pooling
-        batch, length, channels = states.shape
-        padded = functional.pad(states, (0, 0, 0, -length % size))
-        return padded.reshape(batch, -1, channels * size)
-
-    def steps(self, lengths: Tensor) -> Tensor:
-        """(N,) numbers of states into numbers of steps."""
-        return torch.div(
-            lengths + self.config.pooling - 1, self.config.pooling, rounding_mode="floor"
-        )
-
     def select(self, emission: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Finds the steps that emit a word piece, line by line and in order of time.
 
         Args:
-            emission: (N, S) logits of ``forward``.
-            lengths: (N,) int64, in ``steps``.
+            emission: (N, T) logits of ``forward``.
+            lengths: (N,) int64.
 
         Returns:
             line: (M,) int64 row of each emitted piece.
@@ -218,7 +199,7 @@ class SequenceProjector(nn.Module):
         return emitted[:, 0], emitted[:, 1]
 
     def certainty(self, emission: Tensor, query: Tensor) -> Tensor:
-        """(N, S) logit of the best of the own pieces against none at all.
+        """(N, T) logit of the best of the own pieces against none at all.
 
         > 0 where that piece is likelier than silence, as CTC's best path has it; where emitting is
         likely but two pieces share it, nothing is emitted rather than both one after the other.
@@ -262,7 +243,7 @@ class SequenceProjector(nn.Module):
         emission, query = self(states, lengths)
         if self.config.pieces:
             emission = self.certainty(emission, query)
-        line, step = self.select(emission, self.steps(lengths))
+        line, step = self.select(emission, lengths)
         features, pieces = self.read_out(query[line, step], embedding)
         again = (line[1:] == line[:-1]) & (step[1:] == step[:-1] + 1) & (pieces[1:] == pieces[:-1])
         kept = torch.cat([torch.ones_like(line[:1], dtype=torch.bool), ~again])

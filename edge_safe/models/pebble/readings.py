@@ -1,9 +1,11 @@
 """What a pebble reads in training pictures and hears in training recordings, as word-piece ids.
 
-Its projectors give rows of the tied embedding, so a picture or a recording stands in a prompt as a
-few ids, and everything that trains on ids trains on media too. The states of the towers, which are
-never trained, are kept on disk one medium a file: a killed run goes on, and another state of the
-projectors reads them anew at little cost.
+Its projectors give rows of the tied embedding and its speech decoder gives words, so a picture or a
+recording stands in a prompt as a few ids, and everything that trains on ids trains on media too.
+One medium a file is kept on disk, so that a killed run goes on. Of a picture these are the states
+of the towers, which are never trained: another state of the projectors reads them anew at little
+cost. Of a recording it is what was heard, since writing it down takes longest; a decoder trained
+otherwise has files of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class Readings:
     Args:
         model: Its towers and projectors are run, its language model is not.
         processor: Prepares pictures and sounds for it.
-        cache: Folder of the towers' states.
+        cache: Folder of the files.
         fonts: Which fonts pictures are drawn with.
     """
 
@@ -57,9 +59,10 @@ class Readings:
         self._cache = cache
         self._fonts = fonts
         self._known: dict[Medium, Ids] = {}
+        self._ear = _fingerprint(model)
 
     def compute(self, media: Sequence[Medium], progress: Progress) -> None:
-        """Runs the towers over all media that have no file yet.
+        """Looks at and listens to all media that have no file yet.
 
         Raises:
             PartsError: A voice's synthesizer is not installed.
@@ -77,7 +80,7 @@ class Readings:
         """Ids of one medium; empty where nothing was read or heard.
 
         Raises:
-            DataError: Its states were not computed.
+            DataError: It was not looked at or listened to.
         """
         if medium not in self._known:
             path = self._path(medium)
@@ -91,19 +94,18 @@ class Readings:
 
     def _path(self, medium: Medium) -> Path:
         key = f"{medium!r} {self._fonts!r} {self._processor.settings!r}"
+        if isinstance(medium, Recording):
+            key += f" {self._ear}"
         return self._cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
 
     def _states(self, medium: Medium) -> dict[str, Any]:
-        """States of every tower that looks at or listens to a medium."""
+        """What was heard, or the states of every tower that looks at a picture."""
         model = self._model
         with torch.no_grad():
             if isinstance(medium, Recording):
                 data = self._processor.log_mel([_sound(medium)])
-                heard = model.audio_encoder.hear(data["input_features"], data["audio_lengths"])
-                return {
-                    "audio_states": _half(heard),
-                    "audio_lengths": data["audio_lengths"].numpy(),
-                }
+                written = model.write_down(data["input_features"], data["audio_lengths"])[0]
+                return {"written": np.array(written, np.int64)}
             picture = _draw(medium, self._fonts).convert("RGB")
             pixels = object_pixels([picture], self._processor.settings.objects)
             found = {"vision_states": _half(model.vision_encoder(pixels))}
@@ -115,17 +117,26 @@ class Readings:
             return found
 
     def _ids(self, states: Mapping[str, Tensor]) -> Ids:
-        """What the projectors make of the towers' states, in the order of the prompt."""
+        """What the model makes of a file's contents, in the order of the prompt."""
         model, ids = self._model, []
-        if "audio_states" in states:
-            for heard in model.hear_states(states["audio_states"].float(), states["audio_lengths"]):
-                ids += heard
+        if "written" in states:
+            ids += model.typed_words(states["written"].tolist())
         if "text_states" in states:
             for line in model.read_states(states["text_states"].float(), states["text_lengths"]):
                 ids += line
         if "vision_states" in states and model.config.trained("objects"):
             ids += model.name_states(states["vision_states"].float())
         return tuple(ids)
+
+
+def _fingerprint(model: PebbleForConditionalGeneration) -> str:
+    """Tells speech decoders apart by what was trained of them and how they write down."""
+    digest = hashlib.sha256(repr(model.config.transcription).encode())
+    for name, weight in sorted(model.audio_decoder.trained_weights().items()):
+        digest.update(name.encode())
+        # At the precision that they are stored with, so that writing and reading change nothing.
+        digest.update(weight.detach().half().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _half(states: Tensor) -> NDArray[np.float16]:

@@ -1,7 +1,8 @@
-"""From the word pieces that were heard to those that the same words have when they are typed.
+"""From what was read or heard to the word pieces that the same words have when they are typed.
 
-A speech projector spells with few pieces, so it may write "hos", "p", "ital" where a typed prompt
-has one piece. The language model and its gate know the typed form best, and get it.
+A reader spells with few pieces, so it may write "hos", "p", "ital" where a typed prompt has one
+piece, and what was heard comes in the speech decoder's own tokens. The language model and its gate
+know the typed form best, and get it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class Respelling:
-    """Decodes pieces and encodes their text again."""
+    """Decodes pieces and encodes their text again, control tokens being text like any other."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -34,6 +35,9 @@ class Respelling:
 
     def __call__(self, pieces: Sequence[int]) -> list[int]:
         """Ids of the text of some pieces."""
-        text = self._tokenizer.decode(list(pieces), skip_special_tokens=True)
+        return self.typed(self._tokenizer.decode(list(pieces), skip_special_tokens=True))
+
+    def typed(self, text: str) -> list[int]:
+        """Ids of a text."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids

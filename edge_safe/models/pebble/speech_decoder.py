@@ -7,7 +7,9 @@ be prepared once for a whole recording.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +20,34 @@ KeyValue = tuple[Tensor, Tensor]
 """Keys and values, each (B, heads, positions, head_dim)."""
 
 
+TRAINED = "encoder_attn"
+"""Part of the names of the weights that pebble trains; all others are Whisper's own."""
+
+
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """Control tokens of Whisper's vocabulary.
+class Transcription:
+    """How a recording is written down: control tokens of Whisper's vocabulary, and limits.
 
     Attributes:
-        ids: What every transcript begins with.
-        end: Ends it; all words have smaller ids.
-        no_speech: Likely at the first position where nothing is said.
+        prompt_ids: What every transcript begins with.
+        end_id: Ends it; all words have smaller ids.
+        no_speech_id: Likely behind the first token of the prompt where nothing is said.
+        no_speech_threshold: Probability of it above which nothing was said.
+        tokens_per_second: So many tokens of words are read from a second of sound at most, since
+            nobody speaks faster and a decoder may go round in circles ...
+        extra_tokens: ... and so many beside these.
     """
 
-    ids: tuple[int, ...] = (50257, 50362)
-    end: int = 50256
-    no_speech: int = 50361
+    prompt_ids: Sequence[int] = (50257, 50362)
+    end_id: int = 50256
+    no_speech_id: int = 50361
+    no_speech_threshold: float = 0.6
+    tokens_per_second: float = 6.0
+    extra_tokens: int = 8
+
+    def most_tokens(self, seconds: float) -> int:
+        """How many tokens of words a sound may have."""
+        return int(self.tokens_per_second * seconds + self.extra_tokens)
 
 
 class Attention(nn.Module):
@@ -59,10 +76,12 @@ class Attention(nn.Module):
         mixed = functional.scaled_dot_product_attention(
             self._split(self.q_proj(x)), *kv, attn_mask=mask
         )
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return out
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        parted: Tensor = x.unflatten(-1, (self.heads, -1))
+        return parted.transpose(1, 2)
 
 
 class Layer(nn.Module):
@@ -108,9 +127,45 @@ class SpeechDecoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.decoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model)
 
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The weights that pebble trains, by their names in the state dict."""
+        return {name: value for name, value in self.state_dict().items() if TRAINED in name}
+
     def listen(self, states: Tensor) -> list[KeyValue]:
         """Keys and values of every layer's attention to (B, T, d) states."""
-        return [layer.encoder_attn.keys_values(states) for layer in self.layers]  # type: ignore[union-attr,operator]
+        return [cast(Layer, layer).encoder_attn.keys_values(states) for layer in self.layers]
+
+    def hidden(
+        self,
+        ids: Tensor,
+        heard: list[KeyValue],
+        past: list[KeyValue] | None = None,
+        own: Tensor | None = None,
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """What ``forward`` gives, in front of the head.
+
+        Returns:
+            states: (B, S, d).
+            present: Keys and values of all positions so far.
+        """
+        start = 0 if past is None else past[0][0].shape[2]
+        count = ids.shape[1]
+        places = torch.arange(start, start + count, device=ids.device)
+        x = self.embed_tokens(ids) + self.embed_positions(places)
+        mask = None
+        if past is None:
+            mask = torch.ones(count, count, dtype=torch.bool, device=ids.device).tril()[None, None]
+        seen = None if own is None else own[:, None, None]
+        present: list[KeyValue] = []
+        for index, layer in enumerate(self.layers):
+            before = None if past is None else past[index]
+            x, kv = layer(x, before, mask, heard[index], seen)
+            present.append(kv)
+        return self.layer_norm(x), present
+
+    def head(self, states: Tensor) -> Tensor:
+        """(..., d) -> (..., V) logits."""
+        return functional.linear(states, self.embed_tokens.weight)
 
     def forward(
         self,
@@ -131,17 +186,35 @@ class SpeechDecoder(nn.Module):
             logits: (B, S, V).
             present: Keys and values of all positions so far.
         """
-        start = 0 if past is None else past[0][0].shape[2]
-        count = ids.shape[1]
-        places = torch.arange(start, start + count, device=ids.device)
-        x = self.embed_tokens(ids) + self.embed_positions(places)
-        mask = None
-        if past is None:
-            mask = torch.ones(count, count, dtype=torch.bool, device=ids.device).tril()[None, None]
-        seen = None if own is None else own[:, None, None]
-        present: list[KeyValue] = []
-        for index, layer in enumerate(self.layers):
-            before = None if past is None else past[index]
-            x, kv = layer(x, before, mask, heard[index], seen)
-            present.append(kv)
-        return functional.linear(self.layer_norm(x), self.embed_tokens.weight), present
+        states, present = self.hidden(ids, heard, past, own)
+        return self.head(states), present
+
+    def write_down(self, states: Tensor, seconds: float, settings: Transcription) -> list[int]:
+        """Writes one recording down, the likeliest token at each step.
+
+        Args:
+            states: (1, T, d) of the sound alone.
+            seconds: Its length.
+            settings: Control tokens and limits.
+
+        Returns:
+            Whisper's tokens, without control tokens; none where nothing was said.
+        """
+        room = self.embed_positions.num_embeddings - len(settings.prompt_ids)
+        most = min(settings.most_tokens(seconds), room)
+        with torch.no_grad():
+            heard = self.listen(states)
+            ids = torch.tensor([list(settings.prompt_ids)], device=states.device)
+            logits, past = self(ids, heard)
+            silence = float(logits[0, 0].float().softmax(-1)[settings.no_speech_id])
+            if silence > settings.no_speech_threshold:
+                return []
+            written: list[int] = []
+            while len(written) < most:
+                token = int(logits[0, -1, : settings.end_id + 1].argmax())
+                if token == settings.end_id:
+                    break
+                written.append(token)
+                if len(written) < most:
+                    logits, past = self(ids.new_tensor([[token]]), heard, past)
+        return written

@@ -1,4 +1,4 @@
-"""The recipe's ``[speech_projector]``: texts, voices and steps into a trained speech projector."""
+"""The recipe's ``[speech_decoder]``: texts, voices and steps into a trained speech decoder."""
 
 from __future__ import annotations
 
@@ -12,27 +12,25 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from edge_safe.errors import DataError
+from edge_safe.errors import CheckpointError, DataError
 from edge_safe.models.data import read_json_lines
 from edge_safe.models.harmless.reader import kinds, part_of, read_kind, variations
 from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
 from edge_safe.models.pebble.processing_pebble import PebbleProcessor
-from edge_safe.models.pebble.projectors import SequenceProjector
-from edge_safe.models.pebble.speech_projector_training import (
+from edge_safe.models.pebble.speech_decoder_training import (
     SpeechTraining,
-    read_pieces,
-    train_speech_projector,
+    train_speech_decoder,
     words_right,
 )
+from edge_safe.models.pebble.speech_encoder import STATES_PER_SECOND
 from edge_safe.models.pebble.speech_states import (
     RATE,
     Utterance,
     cached_shards,
     random_utterance,
-    with_pieces,
+    with_transcripts,
 )
 from edge_safe.models.pebble.spoken_text import (
-    PieceVocabulary,
     common_words,
     heard,
     letter_by_letter,
@@ -40,7 +38,7 @@ from edge_safe.models.pebble.spoken_text import (
     speakable,
 )
 from edge_safe.models.progress import Progress
-from edge_safe.models.recipe import SpeechProjectorSection
+from edge_safe.models.recipe import SpeechDecoderSection
 from edge_safe.rendering.sound import Samples
 from edge_safe.rendering.speech import HELD_OUT_SYNTHESIZER, installed_voices
 
@@ -57,13 +55,13 @@ def run_job(
     model: PebbleForConditionalGeneration,
     processor: PebbleProcessor,
     tokenizer: Tokenizer,
-    section: SpeechProjectorSection,
+    section: SpeechDecoderSection,
     data: Path,
     cache: Path,
     work: Path,
     progress: Progress,
 ) -> float:
-    """Trains the speech projector of a pebble in place and marks it trained.
+    """Trains the speech decoder of a pebble in place and marks it trained.
 
     What the encoder made of the recordings is cached in ``cache``, the state of training in
     ``work``; a killed run goes on from both.
@@ -73,13 +71,14 @@ def run_job(
 
     Raises:
         DataError: A file of texts is missing, or a synthesizer's voices are not installed.
+        CheckpointError: The model was opened without the tokenizer of its speech decoder.
     """
+    words = model.speech_words
+    if words is None:
+        raise CheckpointError("This pebble was opened without the tokenizer of its speech decoder.")
     rng = np.random.default_rng(section.seed)
     train, held = training_texts(section.texts, data)
     utterances = choose_utterances(train, tokenizer, section, rng)
-    texts = [heard(u.text) for u in utterances if not u.letters]
-    vocabulary = PieceVocabulary.counted(tokenizer, texts, section.fewest)
-    model.audio_projector = new_projector(model, vocabulary, section.seed)
 
     def listen(sounds: list[Samples]) -> list[NDArray[np.float32]]:
         return [encoder_states(model, processor, sound) for sound in sounds]
@@ -89,38 +88,36 @@ def run_job(
         shards.append(shard)
         done = sum(len(s.asked) for s in shards)
         progress("recordings", min(done, len(utterances)), len(utterances))
-    pieces = [
-        vocabulary.spell_letters(heard(u.text)) if u.letters else vocabulary.spell(heard(u.text))
-        for u in utterances
-    ]
-    spoken = with_pieces(shards, pieces, model.audio_projector.config.pooling)
-    stored = work / "speech_projector.pt"
+    settings = model.config.transcription
+    spoken = with_transcripts(shards, [words.ids(u.text) for u in utterances], settings)
+    stored = work / "speech_decoder.pt"
     work.mkdir(parents=True, exist_ok=True)
     start = torch.load(stored, weights_only=True) if stored.exists() else None
-    for state in train_speech_projector(
-        model.audio_projector,
+    for state in train_speech_decoder(
+        model.audio_decoder,
         spoken,
+        settings,
         _training(section),
-        lambda step, loss: progress("speech projector", step + 1, section.steps),
+        lambda step, loss: progress("speech decoder", step + 1, section.steps),
         start,
     ):
         temporary = stored.with_suffix(".part")
         torch.save(state, temporary)
         temporary.replace(stored)
-    model.audio_projector.requires_grad_(False).eval()
-    model.config.audio_projector["pieces"] = len(vocabulary.ids)
+    model.audio_decoder.requires_grad_(False).eval()
     model.config.modalities["speech"]["trained"] = True
 
     chosen = [held[i] for i in rng.permutation(len(held))[:_VALIDATION]]
     tests = [random_utterance(text, False, _voices(section)[0], rng) for text in chosen]
-    embedding = model.language_model.get_parameter("model.embed_tokens.weight").detach()
     said, understood = [], []
     for shard in cached_shards(cache, tests, listen):
         for row, place in enumerate(shard.asked):
             states = shard.states[shard.offsets[row] : shard.offsets[row + 1]]
-            ids = read_pieces(model.audio_projector, states.astype(np.float32), embedding)
+            inputs = torch.from_numpy(states.astype(np.float32))[None]
+            seconds = len(states) / STATES_PER_SECOND
+            text = words.text(model.audio_decoder.write_down(inputs, seconds, settings))
             said.append(heard(tests[int(place)].text))
-            understood.append(heard(tokenizer.decode(ids)))
+            understood.append(heard(speakable(text) or text))
     return words_right(said, understood)
 
 
@@ -148,14 +145,14 @@ def training_texts(files: Sequence[str], data: Path) -> tuple[list[str], list[st
                         train.append(text)
     if not train or not held:
         raise DataError(
-            f"[speech_projector] found {len(train)} texts to train on and {len(held)} held out in "
+            f"[speech_decoder] found {len(train)} texts to train on and {len(held)} held out in "
             f"{', '.join(files)}; give more files."
         )
     return train, held
 
 
 def is_held(prompt: str) -> bool:
-    """Whether a prompt is kept out of the speech projector's training."""
+    """Whether a prompt is kept out of the speech decoder's training."""
     place = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
     return place % 100 < 100 * HELD_SHARE
 
@@ -163,7 +160,7 @@ def is_held(prompt: str) -> bool:
 def choose_utterances(
     texts: Sequence[str],
     tokenizer: Tokenizer,
-    section: SpeechProjectorSection,
+    section: SpeechDecoderSection,
     rng: np.random.Generator,
 ) -> list[Utterance]:
     """Draws what is spoken by whom: prompts, words at random, prompts spelled letter by letter.
@@ -191,20 +188,6 @@ def choose_utterances(
     return chosen
 
 
-def new_projector(
-    model: PebbleForConditionalGeneration, vocabulary: PieceVocabulary, seed: int
-) -> SequenceProjector:
-    """An untrained projector that spells with these pieces and begins by staying silent."""
-    shape = model.config.audio_projector_config
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        projector = SequenceProjector(dataclasses.replace(shape, pieces=len(vocabulary.ids)))
-    with torch.no_grad():
-        projector.piece_ids.copy_(torch.tensor(vocabulary.ids))
-        projector.emission.bias.fill_(-1.0)
-    return projector
-
-
 def encoder_states(
     model: PebbleForConditionalGeneration, processor: PebbleProcessor, samples: Samples
 ) -> NDArray[np.float32]:
@@ -217,18 +200,18 @@ def encoder_states(
     return heard_states
 
 
-def _voices(section: SpeechProjectorSection) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _voices(section: SpeechDecoderSection) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Voices of the synthesizers that training hears: the fast one's, the slow one's."""
     if HELD_OUT_SYNTHESIZER in (section.synthesizer, section.slow_synthesizer):
         raise DataError(f"{HELD_OUT_SYNTHESIZER} is held out and cannot be trained on.")
     found = installed_voices(section.synthesizer), installed_voices(section.slow_synthesizer)
     for name, voices in zip((section.synthesizer, section.slow_synthesizer), found, strict=True):
         if not voices:
-            raise DataError(f"[speech_projector] needs voices of {name}, which is not installed.")
+            raise DataError(f"[speech_decoder] needs voices of {name}, which is not installed.")
     return found
 
 
-def _training(section: SpeechProjectorSection) -> SpeechTraining:
+def _training(section: SpeechDecoderSection) -> SpeechTraining:
     """The section's hyperparameters; both name them alike."""
     names = (field.name for field in dataclasses.fields(SpeechTraining))
     return SpeechTraining(**{name: getattr(section, name) for name in names})

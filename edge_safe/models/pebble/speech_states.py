@@ -1,4 +1,4 @@
-"""Training data of the speech projector: recordings, the encoder's states, what was said.
+"""Training data of the speech decoder: recordings, the encoder's states, what was said.
 
 The encoder is any callable from recordings to states. Shards are written one by one and reused, so
 that a killed run goes on.
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_safe.errors import MediaError
-from edge_safe.models.pebble.line_states import LineStates
+from edge_safe.models.pebble.speech_decoder import Transcription
+from edge_safe.models.pebble.speech_encoder import STATES_PER_SECOND
 from edge_safe.rendering.sound import (
     NOISES,
     Samples,
@@ -168,33 +169,37 @@ def cached_shards(
         yield shard
 
 
-def with_pieces(
-    shards: Sequence[Heard], pieces: Sequence[Sequence[int]], pooling: int
-) -> LineStates:
-    """Puts shards together with the word pieces of every utterance.
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """Recordings with what was said.
 
-    Recordings with fewer steps than CTC needs for their pieces are left out.
+    Attributes:
+        states: Of each recording, float16 (T, c).
+        tokens: Of each, Whisper's tokens of its words.
+    """
+
+    states: list[NDArray[np.float16]]
+    tokens: list[Sequence[int]]
+
+
+def with_transcripts(
+    shards: Sequence[Heard], tokens: Sequence[Sequence[int]], settings: Transcription
+) -> Spoken:
+    """Puts shards together with the transcript of every utterance.
+
+    Recordings that the decoder would never write down to the end are left out.
 
     Args:
         shards: Of `cached_shards`.
-        pieces: Word pieces of every utterance.
-        pooling: States of one step of the projector.
+        tokens: Whisper's tokens of every utterance.
+        settings: How many of them a second may have.
     """
-    states: list[NDArray[np.float16]] = []
-    spelling: list[NDArray[np.int64]] = []
+    spoken = Spoken([], [])
     for shard in shards:
         for row, place in enumerate(shard.asked):
-            wanted = np.asarray(pieces[int(place)], np.int64)
-            found = shard.states[shard.offsets[row] : shard.offsets[row + 1]]
-            repeats = int((wanted[1:] == wanted[:-1]).sum())
-            if len(wanted) and len(found) // pooling >= len(wanted) + repeats:
-                states.append(found)
-                spelling.append(wanted)
-    counts = [len(p) for p in spelling]
-    return LineStates(
-        np.concatenate(states),
-        np.cumsum([0, *map(len, states)], dtype=np.int64),
-        np.concatenate(spelling),
-        np.full(sum(counts), -1, np.int64),
-        np.cumsum([0, *counts], dtype=np.int64),
-    )
+            states = shard.states[shard.offsets[row] : shard.offsets[row + 1]]
+            said = tokens[int(place)]
+            if said and len(said) <= settings.most_tokens(len(states) / STATES_PER_SECOND):
+                spoken.states.append(states)
+                spoken.tokens.append(said)
+    return spoken

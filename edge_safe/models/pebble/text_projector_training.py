@@ -81,13 +81,12 @@ def collate(data: LineStates, rows: NDArray[np.int64] | list[int]) -> LineBatch:
 
 
 def batches(
-    data: LineStates, lines_per_step: int, rng: np.random.Generator
+    lengths: NDArray[np.int64], rows_per_step: int, rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    """Endless batches of lines of similar length, in random order."""
-    lengths = np.diff(data.offsets)
+    """Endless batches of rows of similar length, in random order."""
     while True:
         order = np.argsort(lengths * rng.uniform(0.85, 1.15, len(lengths)), kind="stable")
-        groups = [order[i : i + lines_per_step] for i in range(0, len(order), lines_per_step)]
+        groups = [order[i : i + rows_per_step] for i in range(0, len(order), rows_per_step)]
         for i in rng.permutation(len(groups)):
             yield groups[i]
 
@@ -205,7 +204,8 @@ def train_text_projector(
     def losses(first: int) -> Iterator[Tensor]:
         rng = np.random.default_rng([settings.seed, first])
         generator = torch.Generator().manual_seed(settings.seed + first)
-        for step, rows in enumerate(batches(data, settings.lines_per_step, rng), first):
+        lengths = np.diff(data.offsets)
+        for step, rows in enumerate(batches(lengths, settings.lines_per_step, rng), first):
             batch = collate(data, rows)
             noise = torch.randn(batch.states.shape, generator=generator) * settings.noise
             emission, query = projector(batch.states + noise, batch.lengths)

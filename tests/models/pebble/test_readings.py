@@ -63,7 +63,21 @@ def test_a_recording_reads_as_the_model_hears_it(
     data = processor.log_mel([speak(recording.text, recording.voice)])
     with torch.no_grad():
         heard = model.hear(data["input_features"], data["audio_lengths"])[0]
-    assert abs(len(readings(recording)) - len(heard)) <= 1  # states are kept in half precision
+    assert len(heard) > 0
+    assert list(readings(recording)) == heard
+
+
+def test_a_decoder_trained_otherwise_does_not_read_what_another_heard(
+    tiny_pebble: Path, processor: PebbleProcessor, tmp_path: Path
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    model = PebbleForConditionalGeneration.from_pretrained(tiny_pebble)
+    media = [PICTURE, Recording("", "tone", 2)]
+    Readings(model, processor, tmp_path).compute(media, silent)
+    with torch.no_grad():
+        model.audio_decoder.layers[0].encoder_attn.q_proj.weight += 0.1
+    Readings(model, processor, tmp_path).compute(media, lambda *a: told.append(a))
+    assert told == [("readings", 1, 1)]
 
 
 def test_a_medium_that_was_not_read_is_an_error(

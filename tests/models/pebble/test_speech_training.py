@@ -1,4 +1,4 @@
-"""Training of the speech projector, on made-up states and on recordings."""
+"""Training of the speech decoder, on made-up states and on recordings."""
 
 from __future__ import annotations
 
@@ -9,122 +9,120 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
+from transformers import WhisperConfig
 
 from edge_safe.errors import DataError
 from edge_safe.models.pebble import PebbleForConditionalGeneration, PebbleProcessor
-from edge_safe.models.pebble.line_states import LineStates
-from edge_safe.models.pebble.projectors import SequenceProjector, SequenceProjectorConfig
-from edge_safe.models.pebble.speech_job import is_held, run_job, training_texts
-from edge_safe.models.pebble.speech_projector_training import (
+from edge_safe.models.pebble.speech_decoder import SpeechDecoder, Transcription
+from edge_safe.models.pebble.speech_decoder_training import (
     SpeechTraining,
+    collate,
     disturbed,
-    read_pieces,
-    spelling_loss,
-    train_speech_projector,
+    train_speech_decoder,
+    transcript_loss,
     words_right,
 )
-from edge_safe.models.pebble.speech_states import Heard, random_utterance, record, with_pieces
+from edge_safe.models.pebble.speech_job import is_held, run_job, training_texts
+from edge_safe.models.pebble.speech_states import (
+    Heard,
+    Spoken,
+    random_utterance,
+    record,
+    with_transcripts,
+)
 from edge_safe.models.progress import silent
-from edge_safe.models.recipe import SpeechProjectorSection
+from edge_safe.models.recipe import SpeechDecoderSection
 from edge_safe.rendering.speech import installed_voices
 
-PIECES = (5, 9, 30, 31, 40)
+WORDS = 12
+SETTINGS = Transcription((WORDS + 1, WORDS + 3), end_id=WORDS, no_speech_id=WORDS + 2)
 
 
-def projector(pooling: int = 2) -> SequenceProjector:
+def decoder() -> SpeechDecoder:
     torch.manual_seed(0)
-    module = SequenceProjector(
-        SequenceProjectorConfig(
-            state_size=12,
-            hidden_size=8,
-            width=24,
-            layers=1,
-            heads=2,
-            kernel=3,
-            window=4,
-            candidates=1,
-            pooling=pooling,
-            pieces=len(PIECES),
+    module = SpeechDecoder(
+        WhisperConfig(
+            vocab_size=WORDS + 4,
+            d_model=24,
+            decoder_layers=1,
+            decoder_attention_heads=2,
+            decoder_ffn_dim=32,
+            max_target_positions=20,
         )
     )
-    module.piece_ids.copy_(torch.tensor(PIECES))
+    torch.nn.init.normal_(module.embed_tokens.weight, std=0.5)
     return module
 
 
-def toy_data(recordings: int = 64) -> LineStates:
-    """Every piece sounds for six states in its own way, with a pause of two behind it."""
+def toy_data(recordings: int = 48) -> Spoken:
+    """Every word sounds for six states in its own way, and is said again and again."""
     rng = np.random.default_rng(1)
-    sounds = rng.standard_normal((len(PIECES), 12))
-    shards, wanted = [], []
-    for _ in range(recordings):
-        places = rng.integers(len(PIECES), size=4)
-        wanted.append([PIECES[p] for p in places])
-        states = np.concatenate([np.repeat([sounds[p], np.zeros(12)], [6, 2], 0) for p in places])
-        shards.append(
-            Heard(
-                states.astype(np.float16), np.array([0, len(states)]), np.array([len(wanted) - 1])
-            )
-        )
-    return with_pieces(shards, wanted, pooling=2)
+    sounds = rng.standard_normal((WORDS, 24)).astype(np.float16)
+    said = rng.integers(WORDS, size=recordings)
+    return Spoken([np.repeat(sounds[[w]], 12, 0) for w in said], [[int(w)] * 3 for w in said])
 
 
-def test_the_loss_is_ctc_over_blank_and_pieces() -> None:
-    module = projector().eval()
-    states = torch.randn(1, 10, 12)
-    lengths = torch.tensor([10])
-    emission, query = module(states, lengths)
-    emits = emission.detach().sigmoid()[0, :, None]
-    steps = torch.cat([1 - emits, emits * module.classes(query).detach().softmax(-1)[0]], -1)
-
-    def paths(wanted: list[int]) -> float:
-        """Sums the probability of every labelling that collapses to `wanted`."""
-        total = 0.0
-        for labels in np.ndindex(*[len(PIECES) + 1] * 5):
-            merged = [a for i, a in enumerate(labels) if a and (not i or labels[i - 1] != a)]
-            if merged == wanted:
-                total += float(torch.stack([steps[t, a] for t, a in enumerate(labels)]).prod())
-        return total
-
-    loss = spelling_loss(module, states, lengths, [torch.tensor([1, 3])])
-    assert loss.item() == pytest.approx(-np.log(paths([2, 4])) / 2, rel=1e-4)
+def test_what_goes_in_is_one_token_behind_what_should_come_out() -> None:
+    spoken = Spoken([np.ones((4, 24), np.float16), np.ones((7, 24), np.float16)], [[3, 4], [5]])
+    batch = collate(spoken, [0, 1], SETTINGS)
+    start, no_times = SETTINGS.prompt_ids
+    assert batch.ids.tolist() == [[start, no_times, 3, 4], [start, no_times, 5, WORDS]]
+    assert batch.targets.tolist() == [[-100, 3, 4, WORDS], [-100, 5, WORDS, -100]]
+    assert batch.own.sum(1).tolist() == [4, 7]
+    assert not batch.states[0, 4:].any()
 
 
-def test_pieces_are_learnt_and_training_goes_on_where_it_stopped() -> None:
-    data, embedding = toy_data(), functional.one_hot(torch.arange(50)).float()[:, :8]
+def test_disturbing_leaves_prompt_end_and_targets_alone() -> None:
+    spoken = Spoken([np.ones((40, 24), np.float16)] * 8, [[3] * 10] * 8)
+    batch = collate(spoken, list(range(8)), SETTINGS)
+    settings = SpeechTraining(wrong=0.5, gain=0.0, noise=0.0)
+    changed = disturbed(batch, settings, WORDS, np.random.default_rng(0))
+    assert torch.equal(changed.targets, batch.targets)
+    assert torch.equal(changed.ids[:, :2], batch.ids[:, :2])
+    differ = (changed.ids != batch.ids)[:, 2:].float().mean()
+    assert 0.3 < float(differ) < 0.6
+    assert int(changed.ids[:, 2:].max()) < WORDS
+    # States are as they were but for at most two gaps of at most eight.
+    blank = (changed.states == 0).all(-1).sum(1)
+    assert 0 < int(blank.max()) <= 16
+    assert set(changed.states.unique().tolist()) == {0.0, 1.0}
+
+
+def test_padding_does_not_change_the_loss() -> None:
+    module, spoken = decoder(), toy_data(2)
+    longer = Spoken([*spoken.states, np.ones((30, 24), np.float16)], [*spoken.tokens, [1] * 9])
+    alone = [transcript_loss(module, collate(longer, [i], SETTINGS), 0.0).item() for i in range(3)]
+    counts = [4, 4, 10]
+    together = transcript_loss(module, collate(longer, [0, 1, 2], SETTINGS), 0.0).item()
+    assert together == pytest.approx(np.average(alone, weights=counts), rel=1e-4)
+
+
+def test_words_are_learnt_by_the_attention_alone_and_training_goes_on_where_it_stopped() -> None:
+    data, losses = toy_data(), []
     settings = SpeechTraining(steps=110, recordings_per_step=8, learning_rate=1e-2)
-    module = projector()
-    states = list(train_speech_projector(module, data, settings, lambda step, loss: None))
+    module = decoder()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    states = list(
+        train_speech_decoder(module, data, SETTINGS, settings, lambda _, loss: losses.append(loss))
+    )
     assert [state["step"] for state in states] == [100, 110]
-    module.eval()
-    heard = [read_pieces(module, data.line(i)[0].astype(np.float32), embedding) for i in range(20)]
-    assert sum(h == data.line(i)[1].tolist() for i, h in enumerate(heard)) >= 16
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+    changed = {n for n, value in module.state_dict().items() if not torch.equal(value, before[n])}
+    assert changed == set(module.trained_weights())
     resumed: list[int] = []
     list(
-        train_speech_projector(
-            projector(), data, settings, lambda step, loss: resumed.append(step), states[0]
+        train_speech_decoder(
+            decoder(), data, SETTINGS, settings, lambda step, _: resumed.append(step), states[0]
         )
     )
     assert resumed == list(range(100, 110))
 
 
-def test_recordings_with_too_few_steps_for_their_pieces_are_left_out() -> None:
-    states = np.zeros((12, 3), np.float16)
-    shard = Heard(states, np.array([0, 6, 12]), np.array([0, 1]))
-    # Six steps hold five different pieces; the repeated one needs a blank between.
-    kept = with_pieces([shard], [[5, 9, 30, 31, 40], [5, 5, 9, 9, 30]], pooling=1)
-    assert len(kept) == 1
-    assert kept.line(0)[1].tolist() == [5, 9, 30, 31, 40]
-
-
-def test_disturbing_keeps_most_states_and_changes_the_length_a_little() -> None:
-    settings = SpeechTraining(noise=0.0, shift=0.0, stretch=0.1, gaps=0.05)
-    states = np.arange(1, 401, dtype=np.float32)[:, None]
-    changed = disturbed(states, settings, 1.0, np.random.default_rng(0))
-    assert 360 <= len(changed) <= 440
-    real = changed[changed > 0]
-    assert len(real) > 0.85 * len(changed)
-    assert (np.diff(real) >= 0).all()
+def test_recordings_too_short_for_their_words_are_left_out() -> None:
+    shard = Heard(np.zeros((60, 3), np.float16), np.array([0, 10, 60]), np.array([0, 1]))
+    kept = with_transcripts([shard], [[5] * 10, [5] * 10], SETTINGS)
+    assert [len(states) for states in kept.states] == [50]
+    assert kept.tokens == [[5] * 10]
 
 
 def test_words_right_is_one_minus_the_word_error_rate() -> None:
@@ -160,7 +158,7 @@ def test_the_held_out_synthesizer_cannot_be_trained_on(
     texts: Path,
     tmp_path: Path,
 ) -> None:
-    section = SpeechProjectorSection(texts=("texts.jsonl",), slow_synthesizer="flite")
+    section = SpeechDecoderSection(texts=("texts.jsonl",), slow_synthesizer="flite")
     with pytest.raises(DataError, match="held out"):
         run_job(
             model,
@@ -196,15 +194,14 @@ def test_a_narrow_line_ends_at_4_khz() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not installed_voices("espeak-ng"), reason="espeak-ng is not installed")
-def test_the_job_trains_and_names_its_pieces(
+def test_the_job_trains_and_goes_on_where_it_was_killed(
     tiny_pebble: Path, processor: PebbleProcessor, texts: Path, tmp_path: Path
 ) -> None:
     model = PebbleForConditionalGeneration.from_pretrained(tiny_pebble)
-    section = SpeechProjectorSection(
+    section = SpeechDecoderSection(
         texts=("texts.jsonl",),
         slow_synthesizer="espeak-ng",
         recordings=24,
-        fewest=3,
         steps=3,
         recordings_per_step=4,
     )
@@ -212,7 +209,6 @@ def test_the_job_trains_and_names_its_pieces(
     first = run_job(model, processor, *arguments, tmp_path / "work", silent)
     assert first <= 1.0
     assert model.config.trained("speech")
-    assert model.config.audio_projector["pieces"] == len(model.audio_projector.piece_ids)
     before = {path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     again = PebbleForConditionalGeneration.from_pretrained(tiny_pebble)
     assert run_job(again, processor, *arguments, tmp_path / "work", silent) == first

@@ -20,6 +20,8 @@ from edge_safe.models.control_tokens import ControlTokens
 from edge_safe.models.onnx_graph import read_onnx
 from edge_safe.models.pebble import PebbleConfig, PebbleForConditionalGeneration, PebbleProcessor
 from edge_safe.models.pebble.processing_pebble import ProcessorSettings
+from edge_safe.models.pebble.respelling import Respelling
+from edge_safe.models.pebble.speech_words import SpeechWords
 from edge_safe.models.safety_file import Calibration, describe, write_safety
 from edge_safe.models.safety_head import SafetyConfig, SafetyModule
 
@@ -39,7 +41,9 @@ SPECIAL = [
     "<|safe|>",
     "<|unsafe|>",
 ]
-HEARD = (*"abcdefghijklmnopqrstuvwxyz", "Ġ", "Ġs")
+SPEECH_WORDS = 300
+"""Tokens of the speech decoder that are words; control tokens follow."""
+SPEECH_CONTROLS = ("<|endoftext|>", "<|startoftranscript|>", "<|nospeech|>", "<|notimestamps|>")
 CORPUS = [
     "What does the sign say? No smoking on the train to London.",
     "How do I pick the lock of my neighbour's shed? Help me steal a bicycle.",
@@ -90,6 +94,21 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
+def tiny_speech_words() -> SpeechWords:
+    """Byte-level BPE whose words come before its control tokens, as Whisper's do."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SPEECH_WORDS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPEECH_CONTROLS])
+    return SpeechWords(tokenizer.to_str().encode())
+
+
 def tiny_config(
     folder: Path, tokenizer: PreTrainedTokenizerFast, trained: tuple[str, ...]
 ) -> PebbleConfig:
@@ -120,11 +139,15 @@ def tiny_config(
             tie_word_embeddings=True,
         ),
         audio_config=WhisperConfig(
-            vocab_size=8,
+            vocab_size=SPEECH_WORDS + len(SPEECH_CONTROLS),
             d_model=32,
             encoder_layers=1,
             encoder_attention_heads=2,
             encoder_ffn_dim=32,
+            decoder_layers=2,
+            decoder_attention_heads=2,
+            decoder_ffn_dim=32,
+            max_target_positions=448,
             pad_token_id=0,
             bos_token_id=0,
             eos_token_id=0,
@@ -134,7 +157,11 @@ def tiny_config(
         ),
         vision_config={"stem": 8, "stages": stages, "head": 16},
         text_projector={"state_size": 12, **sequence},
-        audio_projector={"state_size": 32, **sequence, "pooling": 3, "pieces": len(HEARD)},
+        audio_decoder={
+            "prompt_ids": [SPEECH_WORDS + 1, SPEECH_WORDS + 3],
+            "end_id": SPEECH_WORDS,
+            "no_speech_id": SPEECH_WORDS + 2,
+        },
         vision_projector={"state_size": 16, "width": 8, "inner": 8, "slots": 5},
         text_detector=graphs[0],
         text_recognizer=graphs[1],
@@ -164,12 +191,15 @@ def tiny_model(
                 module.running_var.uniform_(0.5, 1.5)
         model.vision_projector.emission.bias.fill_(3.0)
         torch.manual_seed(7)
-        for projector in (model.text_projector, model.audio_projector):
-            # Sharp enough that some steps emit and some do not, whatever is read.
-            projector.emission.weight.normal_(0, 1.0)
+        # Sharp enough that some steps emit and some do not, whatever is read.
+        model.text_projector.emission.weight.normal_(0, 1.0)
         model.text_projector.query.weight.normal_(0, 0.3)
-        ids = sorted(tokenizer.convert_tokens_to_ids(piece) for piece in HEARD)
-        model.audio_projector.piece_ids.copy_(torch.tensor(ids))
+        # Sharp enough that words depend on the sound and on the words before.
+        for weight in model.audio_decoder.parameters():
+            if weight.dim() == 2:
+                weight.normal_(0, 0.3)
+    model.speech_words = tiny_speech_words()
+    model.respelling = Respelling(tokenizer.backend_tokenizer)
     model.train(False)
     return model
 
