@@ -161,8 +161,13 @@ class _Maker:
         return self._chance
 
     def _draw(self) -> Row:
-        """A harmless row; every source is as likely as another, however many rows it has."""
-        return self._chance.choice(self._harmless[self._chance.choice(self._sources)])
+        """A harmless row, from the files and from our own prompts in turn at random.
+
+        On either side every source is as likely as another, however many rows it has.
+        """
+        own = self._chance.random() < 0.5
+        sources = [s for s in self._sources if (s in self._texts) == own] or self._sources
+        return self._chance.choice(self._harmless[self._chance.choice(sources)])
 
     def _draw_harmful(self) -> Row:
         """A harmful row; every source is as likely as another."""
