@@ -190,5 +190,5 @@ def draw(found: dict[str, Any], figure: Figure) -> None:
         }
         bars(axes[2], list(sources), series, bottom=0.0)
         axes[2].tick_params(axis="x", rotation=20)
-        axes[2].legend(fontsize="small")
+        figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower right", ncols=3)
     axes[2].set(ylabel="passed at FPR 2 %")
