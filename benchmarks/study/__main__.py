@@ -20,6 +20,8 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks.study import (
+    amount,
+    choices,
     combination,
     context_length,
     exit_layer,
@@ -34,7 +36,16 @@ from edge_safe.errors import EdgeSafeError, UsageError
 
 QUESTIONS: dict[str, ModuleType] = {
     module.NAME: module
-    for module in (readouts, combination, exit_layer, quantization, context_length, transfer)
+    for module in (
+        readouts,
+        combination,
+        exit_layer,
+        quantization,
+        context_length,
+        transfer,
+        choices,
+        amount,
+    )
 }
 SECONDS_BETWEEN_LINES = 20.0
 

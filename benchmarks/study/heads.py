@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edge_safe.models.losses import LossWeights
+from edge_safe.models.recipe import Recipe
 from edge_safe.models.safety_head import (
     Readout,
     SafetyAttention,
@@ -86,12 +87,23 @@ class Variant:
         losses: Weights by name that are not the recipe's.
         from_vocabulary: Whether the verdict rows start as lm_head's rows of the control tokens,
             and not as zeros.
+        recipe: Table, key and value of what else is not the recipe's.
+        consistency: Weight of the squared difference between ways in of one request.
     """
 
     attention: type[SafetyAttention] = SafetyAttention
     head: type[SafetyHead] = SafetyHead
     losses: tuple[tuple[str, float], ...] = ()
     from_vocabulary: bool = False
+    recipe: tuple[tuple[str, str, float], ...] = ()
+    consistency: float = 0.0
+
+    def adapted(self, recipe: Recipe) -> Recipe:
+        """The recipe with this variant's own values."""
+        for table, key, value in self.recipe:
+            section = msgspec.structs.replace(getattr(recipe, table), **{key: value})
+            recipe = msgspec.structs.replace(recipe, **{table: section})
+        return recipe
 
     def weights(self, recipe: LossWeights) -> LossWeights:
         """The recipe's weights but for this variant's own; nothing is read at full depth.
@@ -130,6 +142,22 @@ class Variant:
 APART = (("attention", 1.0), ("token", 1.0), ("verdict", 0.0))
 POOLED = (("attention", 1.0), ("token", 0.0), ("verdict", 0.0))
 
+# Training choices, one changed at a time.
+CHOICES = {
+    "harmful rows weigh 1": Variant(recipe=(("losses", "unsafe", 1.0),)),
+    "harmful rows weigh 2": Variant(recipe=(("losses", "unsafe", 2.0),)),
+    "harmful rows weigh 8": Variant(recipe=(("losses", "unsafe", 8.0),)),
+    "4 attention heads": Variant(recipe=(("heads", "attention_heads", 4),)),
+    "16 attention heads": Variant(recipe=(("heads", "attention_heads", 16),)),
+    "no label smoothing": Variant(recipe=(("losses", "smoothing", 0.0),)),
+    "label smoothing 0.2": Variant(recipe=(("losses", "smoothing", 0.2),)),
+    "no feature dropout": Variant(recipe=(("training", "feature_dropout", 0.0),)),
+    "feature dropout 0.5": Variant(recipe=(("training", "feature_dropout", 0.5),)),
+    "weight decay 0.01": Variant(recipe=(("optimizer", "weight_decay", 0.01),)),
+    "no loss of the token rows alone": Variant(recipe=(("losses", "token", 0.0),)),
+    "ways in made consistent": Variant(consistency=0.1),
+}
+
 VARIANTS = {
     # Their losses share no parameter, so one run trains both by themselves.
     "apart": Variant(losses=APART),
@@ -141,4 +169,6 @@ VARIANTS = {
     "depths": Variant(losses=(("final", 1.0),)),
     "together, lm_head": Variant(from_vocabulary=True),
     "multiplied, lm_head": Variant(head=MultipliedHead, from_vocabulary=True),
+    "one epoch": Variant(recipe=(("training", "epochs", 1),)),
+    **CHOICES,
 }

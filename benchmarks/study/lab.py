@@ -23,12 +23,12 @@ from benchmarks.study.heads import VARIANTS
 from benchmarks.study.options import Options
 from benchmarks.study.rows import drawn, measuring_examples
 from benchmarks.study.states import BorrowingCache, Depth, find_lender
+from benchmarks.study.tasks import ConsistentTask, StudyTask, find_twins
 from edge_safe.errors import UsageError
 from edge_safe.models import base_model, training
 from edge_safe.models.compose import Split
 from edge_safe.models.examples import Encoded, encode
-from edge_safe.models.features import FeatureCache
-from edge_safe.models.head_training import HeadTask
+from edge_safe.models.features import FeatureCache, Ids
 from edge_safe.models.progress import Progress
 from edge_safe.models.prompts import PromptEncoder
 from edge_safe.models.recipe import Recipe, read_recipe
@@ -67,6 +67,7 @@ class Lab:
         layer: The gate's layer.
         work: Where the study keeps what it made.
         train_set: Training examples.
+        requests: By the prompts of a training example, the ids of the rows it was made from.
         validation_set: The recipe's own validation split.
         measured: Examples made of the measuring file, empty without one.
         progress: Told how far each job is.
@@ -92,6 +93,10 @@ class Lab:
         )
         self.run.read_examples()
         self.train_set, self.validation_set = self.run.train_set, self.run.validation_set
+        self.requests: dict[tuple[Ids, ...], str] = {
+            encoded.prompts: example.id
+            for encoded, example in zip(self.train_set, self.run.split.train, strict=True)
+        }
         # The recipe's limit on tokens is for training; slot T has to fit the context as well.
         longest = int(self.language.config.max_position_embeddings) - 1
         self.encoder = PromptEncoder(self.run.base.tokenizer, longest, self.run.encoder.read)
@@ -170,29 +175,28 @@ class Lab:
         """
         examples = self.train_set if examples is None else examples
         made = VARIANTS[variant]
-        heads = msgspec.structs.replace(self.recipe.heads, layers=tuple(layers), exit_layer="auto")
-        self.run.recipe = msgspec.structs.replace(self.recipe, heads=heads)
+        recipe = made.adapted(self.recipe)
+        heads = msgspec.structs.replace(recipe.heads, layers=tuple(layers), exit_layer="auto")
+        self.run.recipe = msgspec.structs.replace(recipe, heads=heads)
         safety = made.build(self.run.member(seed), self._vocabulary_rows())
-        section = self.recipe.training
+        section = recipe.training
         schedule = replace(
             self.run.schedule(),
             seed=section.seed + seed,
             micro_batch=section.micro_batch or MICRO_BATCH,
         )
-        task = _StudyTask(
-            safety,
-            made.weights(self.recipe.losses),
-            cache,
-            examples,
-            (),
-            self.recipe.optimizer.learning_rate,
-            section.feature_dropout,
-            f"{variant} {seed + 1}",
-        )
+        weights, name = made.weights(recipe.losses), f"{variant} {seed + 1}"
+        rate, dropout = recipe.optimizer.learning_rate, section.feature_dropout
+        task = StudyTask(safety, weights, cache, examples, (), rate, dropout, name)
+        if made.consistency > 0.0:
+            twins = find_twins(examples, self.requests)
+            task = ConsistentTask(
+                safety, weights, cache, examples, rate, dropout, name, twins, made.consistency
+            )
         content = repr((variant, made, seed, heads, self.recipe, self.model_hash))
         named = repr([(e.prompts, e.unsafe) for e in examples])
-        name = hashlib.sha256(f"{content} {named}".encode()).hexdigest()[:16]
-        folder = self.work / "heads" / name
+        content_hash = hashlib.sha256(f"{content} {named}".encode()).hexdigest()[:16]
+        folder = self.work / "heads" / content_hash
         training.train(task, schedule, folder, self.run.accelerator, self.progress)
         return safety
 
@@ -214,7 +218,7 @@ class Lab:
     ) -> Reading:
         """What heads say of examples whose states are cached."""
         layers = cache.layers if layers is None else layers
-        task = _StudyTask(safety, self.recipe.losses, cache, (), (), 0.0)
+        task = StudyTask(safety, self.recipe.losses, cache, (), (), 0.0)
         order = sorted(range(len(examples)), key=lambda i: examples[i].length)
         parts = {k: np.zeros((len(examples), 3)) for k in layers}
         verdicts = {k: np.zeros(len(examples)) for k in layers}
@@ -234,14 +238,6 @@ class Lab:
         head: Any = self.model.get_output_embeddings()
         rows: Tensor = head.weight[list(self.run.tokens.ids)].float()
         return rows
-
-
-class _StudyTask(HeadTask):
-    """Heads whose validation is not watched while they train."""
-
-    def evaluate(self) -> dict[str, float]:
-        """Nothing: the questions test what was trained."""
-        return {}
 
 
 def _odds(logits: Tensor) -> Array:

@@ -31,6 +31,10 @@ class Options:
         depths: Layers that are compared.
         seeds: Heads of every kind that are trained.
         depth_seeds: The same for the comparison of layers, whose heads are many.
+        choice_seeds: The same for every changed choice of training; the recipe itself has
+            ``seeds``, whose range tells how much a difference means.
+        amount_seeds: The same for the amount of data; which rows are left out follows the seed.
+        amount_depths: Layers that the amount of data is compared at, besides the gate's.
         limit: Training examples at most, and half as many validation examples; None for all.
         rows: Measuring rows at most, None for all.
         quantized_rows: Rows for the comparison of precisions.
@@ -49,6 +53,9 @@ class Options:
     depths: tuple[int, ...] = (6, 10, 14, 16, 18, 22, 26)
     seeds: int = 3
     depth_seeds: int = 1
+    choice_seeds: int = 1
+    amount_seeds: int = 2
+    amount_depths: tuple[int, ...] = ()
     limit: int | None = None
     rows: int | None = None
     quantized_rows: int = 300
@@ -96,6 +103,14 @@ def read_arguments(
     parser.add_argument("--depths", nargs="+", help="layers that are compared", **whole)
     parser.add_argument("--seeds", help="heads of every kind", **whole)
     parser.add_argument("--depth-seeds", help="the same where layers are compared", **whole)
+    parser.add_argument("--choice-seeds", help="the same for training choices", **whole)
+    parser.add_argument("--amount-seeds", help="the same for the amount of data", **whole)
+    parser.add_argument(
+        "--amount-depths",
+        nargs="+",
+        help="layers for the amount of data, besides the gate's",
+        **whole,
+    )
     parser.add_argument("--limit", help="training examples; half as many to validate", **whole)
     parser.add_argument("--rows", help="measuring rows", **whole)
     parser.add_argument("--quantized-rows", help="rows for the precisions", **whole)
@@ -109,5 +124,6 @@ def read_arguments(
     values: dict[str, Any] = {
         field.name: getattr(given, field.name) for field in fields(Options) if field.name in given
     }
-    values |= {name: tuple(values[name]) for name in ("depths", "lengths") if name in values}
+    several = ("depths", "amount_depths", "lengths")
+    values |= {name: tuple(values[name]) for name in several if name in values}
     return Options(cache=cache_folder(), **values), given

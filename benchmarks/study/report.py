@@ -71,6 +71,33 @@ def bars(
     axis.grid(axis="y", alpha=0.3)
 
 
+def dots(
+    axis: Any, names: Sequence[str], series: Mapping[str, Sequence[Mapping[str, float]]]
+) -> None:
+    """Marks of the means on a line each, the first on top, with the range over seeds.
+
+    Args:
+        axis: Where to draw.
+        names: Of the lines.
+        series: By name, a mean with its range for each line.
+    """
+    places = np.arange(len(names))
+    for number, (name, values) in enumerate(series.items()):
+        means, lows, highs = (np.array([v[k] for v in values]) for k in ("mean", "low", "high"))
+        axis.errorbar(
+            means,
+            places + (number - (len(series) - 1) / 2) * 0.12,
+            xerr=np.maximum([means - lows, highs - means], 0.0),
+            fmt="o",
+            markersize=4,
+            label=name,
+            capsize=2,
+        )
+    axis.set_yticks(places, names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.grid(alpha=0.3)
+
+
 def insert(document: Path, name: str, body: str) -> None:
     """Replaces what stands between a question's two markers.
 

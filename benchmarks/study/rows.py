@@ -126,4 +126,6 @@ def _composed(rows: Sequence[Row]) -> Iterator[Example]:
     yield from make_conversations(CONVERSATIONS, harmful, draw, chance)
     around = Surroundings(tuple(documents()), (), (), ())
     section = DataSection(train=("-",), long=LONG)
-    yield from make_ways_in(section, harmful, draw, around, lambda _: chance)
+    yield from make_ways_in(
+        section, len(harmful), lambda: chance.choice(harmful), draw, around, lambda _: chance
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import nn
 
 from benchmarks.study import (
+    amount,
+    choices,
     combination,
     context_length,
     exit_layer,
@@ -22,18 +25,20 @@ from benchmarks.study import (
     transfer,
 )
 from benchmarks.study.__main__ import main
-from benchmarks.study.heads import MaxPooling, MeanPooling, multiplied
+from benchmarks.study.heads import VARIANTS, MaxPooling, MeanPooling, multiplied
 from benchmarks.study.lab import Lab
 from benchmarks.study.options import Options, settings_of
 from benchmarks.study.report import insert, markdown, new_figure, save
 from benchmarks.study.rows import balanced, measuring_examples, way_of
 from benchmarks.study.schemes import SCHEMES, Scheme, exported, hqq, k_quant
 from benchmarks.study.states import Depth, find_lender
+from benchmarks.study.tasks import ConsistentTask, find_twins
 from edge_safe.errors import UsageError
 from edge_safe.export.quantization import MatrixFormat
 from edge_safe.models import base_model
 from edge_safe.models.examples import Encoded
 from edge_safe.models.features import FeatureCache
+from edge_safe.models.losses import LossWeights
 from edge_safe.models.progress import silent
 from edge_safe.models.safety_head import SafetyConfig, combine
 
@@ -164,6 +169,109 @@ def as_pictures(examples: list[Encoded], every: int = 2) -> list[Encoded]:
 def test_without_pictures_and_recordings_there_is_no_transfer(lab: Lab) -> None:
     with pytest.raises(UsageError, match="neither pictures nor recordings"):
         transfer.answer(lab)
+
+
+def test_training_choices_are_compared_with_the_recipe(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab, "train_set", as_pictures(lab.train_set))
+    found = choices.answer(lab)
+    compared = set(found["choices"])
+    assert {choices.RECIPE, choices.MINED, "label smoothing 0.2", "16 attention heads"} <= compared
+    # The tiny recipe has these values by itself.
+    assert not {"harmful rows weigh 1", "no label smoothing", "weight decay 0.01"} & compared
+    assert found["with_twin"] > 0
+    assert "ways in made consistent" in compared
+    assert set(found["choices"][choices.MINED]["validation"]) == {"plain"}
+    assert "feature dropout 0.5" in shown(choices, found, tmp_path)
+
+
+def test_a_choice_changes_its_value_alone(lab: Lab) -> None:
+    changed = VARIANTS["feature dropout 0.5"].adapted(lab.recipe)
+    assert changed.training.feature_dropout == 0.5
+    assert changed.losses == lab.recipe.losses
+    cache = lab.states((2,), lab.train_set)
+    heads = lab.heads("4 attention heads", 0, (2,), cache).head(2).attention.query
+    assert heads.shape == (4, 8)
+
+
+def test_the_hardest_examples_are_those_judged_worst(lab: Lab) -> None:
+    cache = lab.states((lab.layer,), lab.train_set)
+    chosen = choices.hardest(lab, cache, 0)
+    assert len(chosen) == round(0.1 * len(lab.train_set))
+    safety = lab.heads("one epoch", 0, (lab.layer,), cache)
+    odds = lab.read(safety, cache, lab.train_set).verdicts[lab.layer]
+    right = {e: o if e.unsafe else -o for e, o in zip(lab.train_set, odds.tolist(), strict=True)}
+    assert max(right[e] for e in chosen) <= min(right[e] for e in set(right) - set(chosen))
+
+
+def test_twins_are_pulled_together(lab: Lab) -> None:
+    first = lab.train_set[:6]
+    shorter = [
+        Encoded((e.prompts[0][:-1],), e.unsafe, e.source, modality="audio") for e in first[:2]
+    ]
+    examples = [*first, *shorter]
+    requests = {e.prompts: str(number % 6) for number, e in enumerate(examples)}
+    twins = find_twins(examples, requests)
+    assert twins == {0: [6], 6: [0], 1: [7], 7: [1]}
+    cache = lab.states((2,), examples)
+    safety = lab.heads("together", 0, (2,), lab.states((2,), lab.train_set))
+    weights = LossWeights(final=0.0)
+    task = ConsistentTask(safety, weights, cache, examples, 0.1, 0.0, "twins", twins, 0.1)
+    losses = task.module(task.batch([0, 1, 2, 3], seed=3))
+    odds = lab.read(safety, cache, examples).verdicts[2]
+    expected = ((odds[0] - odds[6]) ** 2 + (odds[1] - odds[7]) ** 2) / 4
+    assert losses["consistency"].item() == pytest.approx(expected, rel=1e-3)
+    alone = losses["token.2"] + losses["attention.2"]
+    assert losses["loss"].item() == pytest.approx((alone + 0.1 * expected).item(), rel=1e-4)
+    assert "consistency" not in task.module(task.batch([2, 3], seed=3))
+
+
+def test_fewer_rows_and_sources_left_out_are_compared(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab, "train_set", in_two_sources(lab, lab.train_set))
+    monkeypatch.setattr(lab, "options", replace(lab.options, amount_depths=(1,)))
+    found = amount.answer(lab)
+    counts = [values["harmful_rows"] for values in found["shares"].values()]
+    assert counts == sorted(counts)
+    assert counts[0] == round(counts[-1] / 8)
+    assert set(found["shares"]["all"]["depths"]) == {"1", "2"}
+    sources = found["left_out"]
+    assert set(sources) == {"unsafe-made", "other-made"}
+    assert sum(values["harmful_rows"] for values in sources.values()) == counts[-1]
+    assert sources["unsafe-made"]["tested"]["held"] > 0
+    # The validation split has nothing of the other source.
+    assert set(sources["other-made"]["passed"]) == {"unseen"}
+    assert "all but other-made" in shown(amount, found, tmp_path)
+
+
+def in_two_sources(lab: Lab, examples: list[Encoded]) -> list[Encoded]:
+    """Harmful rows with an odd number come from another source."""
+    return [
+        replace(e, source=e.source.replace("unsafe-made", "other-made"))
+        if e.unsafe and int(lab.requests[e.prompts][-1]) % 2
+        else e
+        for e in examples
+    ]
+
+
+def test_with_a_row_goes_all_that_was_made_of_it(lab: Lab) -> None:
+    row = next(lab.requests[e.prompts] for e in lab.train_set if e.source.startswith("wrapped:"))
+    made = [e for e in lab.train_set if lab.requests[e.prompts] == row]
+    left = amount.without(lab, {row})
+    assert not set(made) & set(left)
+    assert len(left) == len(lab.train_set) - len(made)
+
+
+def test_with_a_refused_row_goes_the_conversation(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = Encoded(((1, 2), (3, 4)), False, "after_refusal:nq")
+    monkeypatch.setattr(lab, "train_set", [example])
+    monkeypatch.setattr(lab, "requests", {example.prompts: "harmful-1+harmless-2"})
+    assert amount.without(lab, {"harmful-1"}) == []
+    assert amount.without(lab, {"harmful-2"}) == [example]
 
 
 def test_a_model_cut_at_a_layer_gives_the_states_that_enter_it(lab: Lab) -> None:
