@@ -23,7 +23,8 @@ from edge_safe.models.pebble.objects_projector_training import (
     naming_accuracy,
     train_objects_projector,
 )
-from edge_safe.models.pebble.processing_pebble import ObjectConfig, object_pixels
+from edge_safe.models.pebble.processing_pebble import object_pixels
+from edge_safe.models.pebble.processor_settings import ObjectConfig
 from edge_safe.models.progress import Progress
 from edge_safe.models.recipe import ObjectsProjectorSection
 
