@@ -35,7 +35,9 @@ from edge_safe.models.pebble.efficientnet_lite import read_checkpoint
 from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
 from edge_safe.models.pebble.object_pictures import draw_objects, draw_page, find_cutouts
 from edge_safe.models.pebble.object_states import Teacher, object_names
-from edge_safe.models.pebble.processing_pebble import ObjectConfig, PebbleTokenizer, object_pixels
+from edge_safe.models.pebble.processing_pebble import object_pixels
+from edge_safe.models.pebble.processor_settings import ObjectConfig
+from edge_safe.models.pebble.tokenization_pebble import PebbleTokenizer
 
 QUESTION = "What is in the picture?"
 ANSWER = "In the picture there is a"

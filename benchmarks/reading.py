@@ -29,8 +29,8 @@ from edge_safe.models.pebble import parts
 from edge_safe.models.pebble.character_decoder import CharacterDecoder
 from edge_safe.models.pebble.line_states import cut_into_lines, pixel_values
 from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
-from edge_safe.models.pebble.processing_pebble import PebbleTokenizer
 from edge_safe.models.pebble.rendering import random_style, render_line
+from edge_safe.models.pebble.tokenization_pebble import PebbleTokenizer
 from edge_safe.rendering.fonts import find_fonts
 
 HELD_FONTS = ("ComicNeue", "Caladea", "LiberationSerif", "Hack")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from edge_safe.errors import RecipeError
 from edge_safe.models import base_model, training
 from edge_safe.models.answers import (
     Answers,
@@ -39,24 +36,15 @@ from edge_safe.models.lm_training import (
     add_lora,
 )
 from edge_safe.models.members import merge_members
-from edge_safe.models.pebble import speech_job
-from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
-from edge_safe.models.pebble.objects_projector_job import run_objects_job
-from edge_safe.models.pebble.processing_pebble import PebbleProcessor
-from edge_safe.models.pebble.readings import Readings
-from edge_safe.models.pebble.text_projector_job import run_job
+from edge_safe.models.pebble.readings import read_media
+from edge_safe.models.pebble.tower_jobs import TowerScores, train_towers
 from edge_safe.models.progress import Progress, silent
 from edge_safe.models.prompts import Message, PromptEncoder
-from edge_safe.models.recipe import (
-    ObjectsProjectorSection,
-    Recipe,
-    SafeRowSection,
-    SpeechDecoderSection,
-    TextProjectorSection,
-)
+from edge_safe.models.recipe import Recipe, SafeRowSection
 from edge_safe.models.safe_row import safe_row_task
 from edge_safe.models.safety_head import SafetyConfig, SafetyModule
 from edge_safe.models.token_rows import TokenRows
+from edge_safe.models.work_folders import WorkFolders
 from edge_safe.rendering.fonts import FontChoice
 
 LOG = "log.jsonl"
@@ -77,7 +65,6 @@ class Run:
     ) -> None:
         self.recipe = recipe
         self.data = data
-        self.work = work
         self.cache = cache
         self.accelerator = accelerator
         self.progress = progress if accelerator.is_main_process else silent
@@ -89,6 +76,7 @@ class Run:
             getattr(torch, recipe.model.dtype),
             untrained=recipe.model.from_parts,
         )
+        self.folders = WorkFolders(work, self.base)
         model = self.base.model
         base_model.check_layers(model, recipe.heads.layers)
         self.base.tokenizer, self.tokens = _control_tokens(self.base, recipe)
@@ -103,20 +91,21 @@ class Run:
             f"({recipe.data.validation_share:g}, seed {recipe.data.split_seed})"
         )
         self.fidelity: Fidelity | None = None
-        self.reading: float | None = None
-        self.naming: float | None = None
-        self.hearing: float | None = None
+        self.tower_scores = TowerScores()
         self.log = work / LOG  # each task has its own below
         self.safety = SafetyModule(_safety_config(self.base, recipe))
 
     def train(self) -> tuple[int, LogOdds]:
         """Trains all there is to train; returns the steps and the validation verdicts."""
-        if self.recipe.text_projector is not None:
-            self._train_text_projector(self.recipe.text_projector)
-        if self.recipe.objects_projector is not None:
-            self._train_objects_projector(self.recipe.objects_projector)
-        if self.recipe.speech_decoder is not None:
-            self._train_speech_decoder(self.recipe.speech_decoder)
+        self.tower_scores = train_towers(
+            self.recipe,
+            self.base,
+            self.source,
+            self.data,
+            self.cache,
+            self.folders,
+            self.progress,
+        )
         # Only now is it known what the model reads in pictures and hears in recordings.
         self.read_examples()
         if self.recipe.safe_row is not None and self.answers is not None:
@@ -128,32 +117,20 @@ class Run:
 
     def read_examples(self) -> None:
         """Encodes the split, with what the model reads and hears; ``train`` does it by itself."""
-        self._read_media()
+        section = self.recipe.data.pictures
+        readings = read_media(
+            self.base.model,
+            self.source,
+            (*self.split.train, *self.split.validation),
+            FontChoice(never=section.held_fonts if section is not None else ()),
+            self.cache / "readings",
+            self.accelerator,
+            self.progress,
+        )
+        if readings is not None:
+            self.encoder.read = readings
         self.train_set = encode(self.encoder, self.split.train)
         self.validation_set = encode(self.encoder, self.split.validation)
-
-    def _read_media(self) -> None:
-        """Reads the pictures and hears the recordings that the examples hold."""
-        media = [
-            message.medium
-            for example in (*self.split.train, *self.split.validation)
-            for prompt in example.prompts
-            for message in prompt
-            if message.medium is not None
-        ]
-        model = self.base.model
-        if not media or not isinstance(model, PebbleForConditionalGeneration):
-            return
-        pictures = self.recipe.data.pictures
-        fonts = FontChoice(never=pictures.held_fonts if pictures is not None else ())
-        processor = PebbleProcessor.from_pretrained(self.source)
-        # The first process reads; the others then find everything in the file.
-        for turn in (True, False):
-            if self.accelerator.is_main_process == turn:
-                readings = Readings(model, processor, self.cache / "readings", fonts)
-                readings.compute(media, self.progress)
-                self.encoder.read = readings
-            self.accelerator.wait_for_everyone()
 
     def _answers(self, data: Path) -> Answers | None:
         section = self.recipe.answers
@@ -166,7 +143,7 @@ class Run:
                 encode(self.encoder, part) for part in choose_prompts(self.split, section.generated)
             ]
             prompts = [e.prompts[0] for part in sides for e in part]
-            store = self.work / f"answers-{self._hash(section)}.jsonl"
+            store = self.folders.path("answers", section, suffix=".jsonl")
             texts: list[tuple[int, ...]] = []
             # The first process answers; the others then find everything in the file.
             for turn in (True, False):
@@ -180,83 +157,13 @@ class Run:
             answers = Answers(answers.train + made[0], answers.validation + made[1])
         return answers
 
-    def _hash(self, *parts: msgspec.Struct | str) -> str:
-        digest = hashlib.sha256(base_model.fingerprint(self.base.model).encode())
-        for part in parts:
-            digest.update(part.encode() if isinstance(part, str) else msgspec.json.encode(part))
-        return digest.hexdigest()[:16]
-
-    def _folder(self, task: str, examples: list[Encoded], *parts: msgspec.Struct | None) -> Path:
-        """Work folder of a task; what its result depends on is in the name.
-
-        So a changed recipe starts anew, a changed threshold does not.
-        """
-        seed = self.recipe.training.seed
-        content = repr((seed, [(e.prompts, e.unsafe, e.answer) for e in examples]))
-        return self.work / f"{task}-{self._hash(content, *(p for p in parts if p is not None))}"
-
-    def _head_folder(self, examples: list[Encoded], member: int = 0) -> Path:
-        recipe = self.recipe
-        training_section = msgspec.structs.replace(
-            recipe.training, checkpoint_every=1, seed=recipe.training.seed + member
-        )
-        heads = msgspec.structs.replace(recipe.heads, exit_layer="auto", members=1)
-        parts = (training_section, heads, recipe.lora, recipe.losses, recipe.optimizer)
-        folder = self._folder("heads", examples, *parts)
-        self.log = folder / LOG
-        return folder
-
-    def _train_text_projector(self, section: TextProjectorSection) -> None:
-        """Reads the language model's embedding only, so it comes before anything moves that."""
-        if not isinstance(self.base.model, PebbleForConditionalGeneration):
-            raise RecipeError(
-                f"[text_projector] is for pebble; {type(self.base.model).__name__} has no text "
-                "tower. Remove the table."
-            )
-        backend = cast(Any, self.base.tokenizer).backend_tokenizer
-        work = self.work / f"text-projector-{self._hash(section)}"
-        cache = self.cache / "lines"
-        self.reading = run_job(
-            self.base.model, backend, section, self.data, cache, work, self.progress
-        )
-
-    def _train_speech_decoder(self, section: SpeechDecoderSection) -> None:
-        if not isinstance(self.base.model, PebbleForConditionalGeneration):
-            raise RecipeError(
-                f"[speech_decoder] is for pebble; {type(self.base.model).__name__} has no speech "
-                "tower. Remove the table."
-            )
-        self.hearing = speech_job.run_job(
-            self.base.model,
-            PebbleProcessor.from_pretrained(self.source),
-            cast(Any, self.base.tokenizer).backend_tokenizer,
-            section,
-            self.data,
-            self.cache / "recordings",
-            self.work / f"speech-decoder-{self._hash(section)}",
-            self.progress,
-        )
-
-    def _train_objects_projector(self, section: ObjectsProjectorSection) -> None:
-        if not isinstance(self.base.model, PebbleForConditionalGeneration):
-            raise RecipeError(
-                f"[objects_projector] is for pebble; {type(self.base.model).__name__} has no "
-                "object tower. Remove the table."
-            )
-        backend = cast(Any, self.base.tokenizer).backend_tokenizer
-        work = self.work / f"objects-projector-{self._hash(section)}"
-        cache = self.cache / "objects"
-        self.naming = run_objects_job(
-            self.base.model, backend, section, self.data, cache, work, self.progress
-        )
-
     def _train_safe_row(self, section: SafeRowSection, answers: Answers) -> None:
         seed, every = self.recipe.training.seed, self.recipe.training.checkpoint_every
         task, rows = safe_row_task(self.base.model, self.tokens, section, answers)
         schedule = training.Schedule(
             section.epochs, section.batch, seed, task.optimizer, checkpoint_every=every
         )
-        folder = self._folder(task.name, list(answers.train), section)
+        folder = self.folders.of_task(task.name, seed, answers.train, section)
         training.train(task, schedule, folder, self.accelerator, self.progress)
         self.fidelity = task.gated.fidelity(task.validation)
         rows.merge()
@@ -324,10 +231,12 @@ class Run:
             count = self.recipe.heads.members
             name = "heads" if count == 1 else f"heads {number + 1} of {count}"
             schedule = replace(self.schedule(), seed=self.recipe.training.seed + number)
+            folder = self.folders.of_heads(self.recipe, self.train_set, number)
+            self.log = folder / LOG
             steps += training.train(
                 task(members[-1], name),
                 schedule,
-                self._head_folder(self.train_set, number),
+                folder,
                 self.accelerator,
                 self.progress,
             )
@@ -342,7 +251,8 @@ class Run:
             ]
             seed = self.recipe.training.seed
             train_set, held = attach_answers(self.answers, train_set, held, refusals, seed)
-        folder = self._head_folder(train_set)
+        folder = self.folders.of_heads(self.recipe, train_set)
+        self.log = folder / LOG
         answered = self.answers is not None
         rows = TokenRows(self.base.model, self.tokens.ids) if answered else None
         lora = self.recipe.lora

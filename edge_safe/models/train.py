@@ -123,9 +123,9 @@ def train_recipe(
         stages=fitted,
         sources=refused_by_source(odds, stage, fitted[stage]),
         fidelity=run.fidelity,
-        reading=run.reading,
-        hearing=run.hearing,
-        naming=run.naming,
+        reading=run.tower_scores.reading,
+        hearing=run.tower_scores.hearing,
+        naming=run.tower_scores.naming,
     )
     if accelerator.is_main_process:
         (work / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))

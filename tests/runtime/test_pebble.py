@@ -374,17 +374,18 @@ def test_a_broken_tower_is_an_error_verdict(bundle_folder: Path, tmp_path: Path)
 
 
 def test_parameters_are_those_of_the_torch_side() -> None:
-    processing = pytest.importorskip("edge_safe.models.pebble.processing_pebble")
-    defaults = msgspec.to_builtins(processing.ProcessorSettings())
+    stored = pytest.importorskip("edge_safe.models.pebble.processor_settings")
+    defaults = msgspec.to_builtins(stored.ProcessorSettings())
     assert {name: defaults[name] for name in PROCESSORS} == PROCESSORS
 
 
 def test_object_pixels_equal_the_torch_processors() -> None:
     """Both scale with pillow's bicubic filter; equal to the last bit."""
     processing = pytest.importorskip("edge_safe.models.pebble.processing_pebble")
+    stored = pytest.importorskip("edge_safe.models.pebble.processor_settings")
     pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3)).astype(np.uint8)
     ours = image_square(pixels, msgspec.convert(PROCESSORS["objects"], Objects))
-    theirs = processing.object_pixels([Image.fromarray(pixels)], processing.ObjectConfig())
+    theirs = processing.object_pixels([Image.fromarray(pixels)], stored.ObjectConfig())
     np.testing.assert_array_equal(ours, theirs.numpy())
 
 

@@ -26,7 +26,7 @@ from edge_safe.export.towers.whisper import whisper_graph
 from edge_safe.export.towers.whisper_decoder import PARTS, heard_graph, whisper_decoder_graph
 from edge_safe.models.base_model import load_base
 from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
-from edge_safe.models.pebble.processing_pebble import SETTINGS_FILE
+from edge_safe.models.pebble.processor_settings import SETTINGS_FILE
 from edge_safe.models.pebble.projectors import SequenceProjector
 from edge_safe.models.pebble.speech_decoder import KeyValue
 from edge_safe.models.pebble.speech_words import WORDS_FILE

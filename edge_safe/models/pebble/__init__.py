@@ -16,7 +16,8 @@ from transformers import (
 
 from edge_safe.models.pebble.configuration_pebble import PebbleConfig
 from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
-from edge_safe.models.pebble.processing_pebble import PebbleProcessor, PebbleTokenizer
+from edge_safe.models.pebble.processing_pebble import PebbleProcessor
+from edge_safe.models.pebble.tokenization_pebble import PebbleTokenizer
 
 __all__ = ["PebbleConfig", "PebbleForConditionalGeneration", "PebbleProcessor", "PebbleTokenizer"]
 

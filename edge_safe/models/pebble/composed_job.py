@@ -21,6 +21,7 @@ from edge_safe.models.pebble.composed_training import (
 )
 from edge_safe.models.pebble.line_states import LineStates
 from edge_safe.models.pebble.line_texts import LineTexts
+from edge_safe.models.pebble.projector_training import settings_of, train_resumably
 from edge_safe.models.pebble.projectors import SequenceProjector
 from edge_safe.models.pebble.spelling import Spelling
 from edge_safe.models.pebble.text_projector_training import word_piece_accuracy
@@ -99,21 +100,18 @@ def train_spelling(
     composer = LineComposer(lines, line_texts(lines, tokenizer), decoder)
     corpus = [*texts, *(harmless_texts() if section.harmless else ())]
     source = LineSource(composer, LineTexts(corpus, tokenizer), spelling)
-    names = (field.name for field in dataclasses.fields(ComposedTraining))
-    settings = ComposedTraining(**{name: getattr(section, name) for name in names})
-    stored = work / "composed.pt"
-    start = torch.load(stored, weights_only=True) if stored.exists() else None
-    for state in train_on_composed(
-        projector,
-        codes,
-        source,
-        settings,
-        lambda step, loss: progress("composed lines", step + 1, section.steps),
-        start,
-    ):
-        temporary = stored.with_suffix(".part")
-        torch.save(state, temporary)
-        temporary.replace(stored)
+    settings = settings_of(section, ComposedTraining)
+    train_resumably(
+        lambda start: train_on_composed(
+            projector,
+            codes,
+            source,
+            settings,
+            lambda step, loss: progress("composed lines", step + 1, section.steps),
+            start,
+        ),
+        work / "composed.pt",
+    )
     return projector.requires_grad_(False).eval()
 
 

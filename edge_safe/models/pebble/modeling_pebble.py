@@ -1,10 +1,9 @@
-"""pebble in torch: merges what the towers see, read and hear into the language model's prompt."""
+"""pebble in torch: opens and saves it, and runs its language model over prompts with media."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,34 +19,20 @@ from edge_safe.models.pebble.configuration_pebble import PebbleConfig
 from edge_safe.models.pebble.efficientnet_lite import EfficientNetLite
 from edge_safe.models.pebble.object_projector import ObjectProjector
 from edge_safe.models.pebble.projectors import SequenceProjector
+from edge_safe.models.pebble.prompt_merging import (
+    MergedPrompt,
+    audio_features,
+    image_features,
+    merge_prompts,
+)
 from edge_safe.models.pebble.respelling import Respelling
 from edge_safe.models.pebble.speech_decoder import SpeechDecoder
-from edge_safe.models.pebble.speech_encoder import STATES_PER_SECOND, SpeechEncoder
-from edge_safe.models.pebble.speech_words import WORDS_FILE, SpeechWords
-
-IGNORED_LABEL = -100
-
-
-@dataclass(slots=True)
-class MergedPrompt:
-    """A batch of prompts with their media in place.
-
-    Attributes:
-        inputs_embeds: (B, S, d).
-        attention_mask: (B, S) int64, 0 at padding.
-        labels: (B, S) int64 with -100 at media and padding, or None.
-        image_tokens: Embeddings of each prompt that stand for pictures.
-        audio_tokens: Embeddings of each prompt that stand for sound.
-    """
-
-    inputs_embeds: Tensor
-    attention_mask: Tensor
-    labels: Tensor | None
-    image_tokens: list[int]
-    audio_tokens: list[int]
+from edge_safe.models.pebble.speech_encoder import SpeechEncoder
+from edge_safe.models.pebble.speech_words import SpeechWords
+from edge_safe.models.pebble.towers import Towers
 
 
-class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class PebbleForConditionalGeneration(Towers, PreTrainedModel, GenerationMixin):
     """A language model with a text reader, an object encoder and a speech encoder.
 
     One id of ``input_ids`` stands for each picture and each recording; how many embeddings take
@@ -78,8 +63,8 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vision_projector = ObjectProjector(config.vision_projector_config)
         self.audio_encoder = SpeechEncoder(config.audio_config)
         self.audio_decoder = SpeechDecoder(config.audio_config)
-        self.respelling: Respelling | None = None
-        self.speech_words: SpeechWords | None = None
+        self.respelling = None
+        self.speech_words = None
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -173,129 +158,6 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         decoder: nn.Module = self.language_model.model
         return decoder
 
-    def read_lines(self, line_pixel_values: Tensor, line_widths: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs the recognizer over cut lines, each at its own width.
-
-        The recognizer looks at the whole of its input, so a line padded to another's width would
-        be read differently; lines of the same width go together.
-
-        Args:
-            line_pixel_values: (N, 3, 48, W) in [-1, 1], blue first, padded on the right.
-            line_widths: (N,) int64 own width of each line, a multiple of 8.
-
-        Returns:
-            states: (N, T, c), padded on the right with zeros.
-            lengths: (N,) int64.
-        """
-        widths = line_widths.tolist()
-        rows: list[Tensor] = [line_pixel_values.new_zeros(0)] * len(widths)
-        for width in sorted(set(widths)):
-            same = [i for i, other in enumerate(widths) if other == width]
-            states = self.text_recognizer(line_pixel_values[same, :, :, :width])
-            for i, row in zip(same, states, strict=True):
-                rows[i] = row
-        lengths = torch.tensor([len(row) for row in rows], device=line_pixel_values.device)
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
-
-    def embed_text_lines(
-        self, line_pixel_values: Tensor, line_widths: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Cut lines -> (M, d) word-piece embeddings in reading order and (M,) their line."""
-        states, lengths = self.read_lines(line_pixel_values, line_widths)
-        if self.config.text_projector_config.pieces:
-            return self._embed_pieces(self.read_states(states, lengths))
-        features, line = self.text_projector.project(states, lengths, self._tied_embedding)
-        return features, line
-
-    def read_states(self, states: Tensor, lengths: Tensor) -> list[list[int]]:
-        """Word-piece ids of each line, as ``hear`` gives those of recordings.
-
-        Args:
-            states: (N, T, c) of ``read_lines``.
-            lengths: (N,).
-        """
-        _, line, pieces = self.text_projector.read(states, lengths, self._tied_embedding)
-        return self._respelled(self.text_projector, line, pieces, len(states))
-
-    def embed_objects(self, object_pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """(I, 3, 224, 224) pictures -> (M, d) word pieces that name them, (M,) their picture."""
-        states = self.vision_encoder(object_pixel_values)
-        features, picture, _ = self.vision_projector.project(states, self._tied_embedding)
-        return features, picture
-
-    def name_states(self, states: Tensor) -> list[int]:
-        """Word-piece ids that name what one picture's states (1, cells, c) show."""
-        _, _, pieces = self.vision_projector.project(states, self._tied_embedding)
-        ids: list[int] = pieces.tolist()
-        return ids
-
-    def embed_speech(self, input_features: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeds recordings.
-
-        Args:
-            input_features: (A, 80, frames) log-mel, as long as the longest one's window.
-            audio_lengths: (A,) int64 encoder states (20 ms each) that are not padding.
-
-        Returns:
-            features: (M, d).
-            recording: (M,) int64.
-        """
-        return self._embed_pieces(self.hear(input_features, audio_lengths))
-
-    def hear(self, input_features: Tensor, audio_lengths: Tensor) -> list[list[int]]:
-        """Word-piece ids of what was said in each recording; arguments as of ``embed_speech``.
-
-        They are those of the typed words.
-
-        Raises:
-            CheckpointError: The model was opened without its tokenizers.
-        """
-        return [self.typed_words(ids) for ids in self.write_down(input_features, audio_lengths)]
-
-    def write_down(self, input_features: Tensor, audio_lengths: Tensor) -> list[list[int]]:
-        """Whisper's tokens of what was said in each recording; arguments as of ``embed_speech``."""
-        states = self.audio_encoder.hear(input_features, audio_lengths)
-        settings = self.config.transcription
-        return [
-            # The window's silence behind the sound is not attended to.
-            self.audio_decoder.write_down(row[None, :length], length / STATES_PER_SECOND, settings)
-            for row, length in zip(states, audio_lengths.tolist(), strict=True)
-        ]
-
-    def typed_words(self, heard: Sequence[int]) -> list[int]:
-        """Word-piece ids that the text of Whisper's tokens has when it is typed.
-
-        Raises:
-            CheckpointError: The model was opened without its tokenizers.
-        """
-        if self.speech_words is None or self.respelling is None:
-            raise CheckpointError(
-                "This pebble was opened without its tokenizers, so it cannot say what it hears. "
-                f"Put tokenizer.json and {WORDS_FILE} beside it and open it again."
-            )
-        return self.respelling.typed(self.speech_words.text(heard))
-
-    def _respelled(
-        self, projector: SequenceProjector, row: Tensor, pieces: Tensor, rows: int
-    ) -> list[list[int]]:
-        """(M,) pieces of the rows (M,) as ids of each row.
-
-        Where the projector spells with pieces of its own, and the model knows its tokenizer, they
-        become those of the typed words.
-        """
-        read = [pieces[row == i].tolist() for i in range(rows)]
-        if self.respelling is None or not projector.config.pieces:
-            return read
-        return [self.respelling(ids) for ids in read]
-
-    def _embed_pieces(self, read: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Ids of each row -> (M, d) embeddings and (M,) their row."""
-        embedding = self._tied_embedding
-        ids = torch.tensor([i for row in read for i in row], device=embedding.device)
-        counts = torch.tensor([len(row) for row in read], device=embedding.device)
-        rows = torch.arange(len(read), device=embedding.device).repeat_interleave(counts)
-        return embedding[ids.long()], rows
-
     def merge(
         self,
         input_ids: Tensor,
@@ -326,40 +188,13 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             CheckpointError: The number of placeholders is not that of the media.
         """
-        ids = self.config
-        images = int((input_ids == ids.image_token_id).sum())
-        recordings = int((input_ids == ids.audio_token_id).sum())
-        seen = self._image_features(
-            images, line_pixel_values, line_widths, line_images, object_pixel_values
+        images = int((input_ids == self.config.image_token_id).sum())
+        recordings = int((input_ids == self.config.audio_token_id).sum())
+        seen = image_features(
+            self, images, line_pixel_values, line_widths, line_images, object_pixel_values
         )
-        heard = self._audio_features(recordings, input_features, audio_lengths)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        rows: list[Tensor] = []
-        row_labels: list[Tensor] = []
-        image_tokens: list[int] = []
-        audio_tokens: list[int] = []
-        for row in range(len(input_ids)):
-            real = attention_mask[row].bool()
-            merged, kept_labels, counts = self._merge_row(
-                input_ids[row][real], None if labels is None else labels[row][real], seen, heard
-            )
-            rows.append(merged)
-            if kept_labels is not None:
-                row_labels.append(kept_labels)
-            image_tokens.append(counts[0])
-            audio_tokens.append(counts[1])
-        side = "left" if pad_left else "right"
-        pad = nn.utils.rnn.pad_sequence
-        embeds = pad(rows, batch_first=True, padding_side=side)
-        ones = [torch.ones(len(r), dtype=torch.long, device=embeds.device) for r in rows]
-        mask = pad(ones, batch_first=True, padding_side=side)
-        merged_labels = None
-        if labels is not None:
-            merged_labels = pad(
-                row_labels, batch_first=True, padding_value=IGNORED_LABEL, padding_side=side
-            )
-        return MergedPrompt(embeds, mask, merged_labels, image_tokens, audio_tokens)
+        heard = audio_features(self, recordings, input_features, audio_lengths)
+        return merge_prompts(self, input_ids, attention_mask, labels, seen, heard, pad_left)
 
     def forward(
         self,
@@ -445,11 +280,6 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         return torch.cat([input_ids, output], 1) if isinstance(output, Tensor) else output
 
-    @property
-    def _tied_embedding(self) -> Tensor:
-        weight = self.language_model.model.embed_tokens.weight
-        return cast(Tensor, weight)
-
     def _has_media(self, input_ids: Tensor, media: Sequence[Tensor | None]) -> bool:
         ids = (
             self.config.image_token_id,
@@ -457,86 +287,3 @@ class PebbleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.config.media_end_token_id,
         )
         return any(m is not None for m in media) or any(bool((input_ids == i).any()) for i in ids)
-
-    def _image_features(
-        self,
-        images: int,
-        line_pixel_values: Tensor | None,
-        line_widths: Tensor | None,
-        line_images: Tensor | None,
-        object_pixel_values: Tensor | None,
-    ) -> list[Tensor]:
-        """Every picture's embeddings: its lines, then its objects."""
-        seen: list[list[Tensor]] = [[] for _ in range(images)]
-        if line_pixel_values is not None and len(line_pixel_values):
-            if line_widths is None or line_images is None:
-                raise CheckpointError("line_pixel_values need line_widths and line_images.")
-            if int(line_images.max()) >= images:
-                raise CheckpointError(
-                    f"A line belongs to picture {int(line_images.max())}, but the prompt has "
-                    f"{images} image placeholders."
-                )
-            features, line = self.embed_text_lines(line_pixel_values, line_widths)
-            for image, found in enumerate(seen):
-                found.append(features[line_images[line] == image])
-        if object_pixel_values is not None:
-            if len(object_pixel_values) != images:
-                raise CheckpointError(
-                    f"There are {len(object_pixel_values)} pictures for {images} placeholders."
-                )
-            features, picture = self.embed_objects(object_pixel_values)
-            for image, found in enumerate(seen):
-                found.append(features[picture == image])
-        return [torch.cat(found) if found else self._nothing for found in seen]
-
-    def _audio_features(
-        self, recordings: int, input_features: Tensor | None, audio_lengths: Tensor | None
-    ) -> list[Tensor]:
-        """Every recording's embeddings."""
-        given = 0 if input_features is None else len(input_features)
-        if given != recordings:
-            raise CheckpointError(f"There are {given} recordings for {recordings} placeholders.")
-        if input_features is None or audio_lengths is None:
-            return []
-        features, recording = self.embed_speech(input_features, audio_lengths)
-        return [features[recording == i] for i in range(recordings)]
-
-    @property
-    def _nothing(self) -> Tensor:
-        return self._tied_embedding[:0]
-
-    def _merge_row(
-        self, ids: Tensor, labels: Tensor | None, seen: list[Tensor], heard: list[Tensor]
-    ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
-        """One prompt without padding; takes its media off the front of both lists."""
-        config = self.config
-        embed = self.get_input_embeddings()
-        pieces: list[Tensor] = []
-        kept: list[Tensor] = []
-        images = sounds = 0
-        start = embeddings_of_turn = 0
-        special = (config.image_token_id, config.audio_token_id, config.media_end_token_id)
-        for position, token in enumerate(ids.tolist()):
-            if token not in special:
-                continue
-            pieces.append(embed(ids[start:position]))
-            if labels is not None:
-                kept.append(labels[start:position])
-            start = position + 1
-            if token == config.media_end_token_id:
-                newline = ids.new_tensor([config.newline_token_id])
-                piece = embed(newline) if embeddings_of_turn else self._nothing
-                embeddings_of_turn = 0
-            else:
-                is_image = token == config.image_token_id
-                piece = (seen if is_image else heard).pop(0)
-                images += len(piece) if is_image else 0
-                sounds += 0 if is_image else len(piece)
-                embeddings_of_turn += len(piece)
-            pieces.append(piece)
-            if labels is not None:
-                kept.append(labels.new_full((len(piece),), IGNORED_LABEL))
-        pieces.append(embed(ids[start:]))
-        if labels is not None:
-            kept.append(labels[start:])
-        return torch.cat(pieces), torch.cat(kept) if labels is not None else None, (images, sounds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,9 @@ from edge_safe.models.pebble.objects_projector_training import (
     naming_accuracy,
     train_objects_projector,
 )
-from edge_safe.models.pebble.processing_pebble import ObjectConfig, object_pixels
+from edge_safe.models.pebble.processing_pebble import object_pixels
+from edge_safe.models.pebble.processor_settings import ObjectConfig
+from edge_safe.models.pebble.projector_training import settings_of, train_resumably
 from edge_safe.models.progress import Progress
 from edge_safe.models.recipe import ObjectsProjectorSection
 
@@ -87,26 +88,22 @@ def run_objects_job(
     _, classifier = read_checkpoint(parts.fetch({"encoder": named})["encoder"])
     teacher = Teacher.make(classifier, tokenizer, model.config.vision_projector_config.slots)
     embedding = model.language_model.model.embed_tokens.weight.detach()
-    stored = work / "objects_projector.pt"
-    work.mkdir(parents=True, exist_ok=True)
-    start = torch.load(stored, weights_only=True) if stored.exists() else None
     projector = model.vision_projector
     projector.requires_grad_(True)
-    names = (field.name for field in dataclasses.fields(ObjectTraining))
-    settings = ObjectTraining(**{name: getattr(section, name) for name in names})
-    for state in train_objects_projector(
-        projector,
-        embedding,
-        things,
-        pages,
-        teacher,
-        settings,
-        lambda step, loss: progress("objects projector", step + 1, section.steps),
-        start,
-    ):
-        temporary = stored.with_suffix(".part")
-        torch.save(state, temporary)
-        temporary.replace(stored)
+    settings = settings_of(section, ObjectTraining)
+    train_resumably(
+        lambda start: train_objects_projector(
+            projector,
+            embedding,
+            things,
+            pages,
+            teacher,
+            settings,
+            lambda step, loss: progress("objects projector", step + 1, section.steps),
+            start,
+        ),
+        work / "objects_projector.pt",
+    )
     projector.requires_grad_(False).eval()
     model.config.modalities["objects"]["trained"] = True
     return naming_accuracy(projector, embedding, validation, teacher, CONFIDENT)

@@ -1,17 +1,10 @@
-"""From a conversation with pictures and sound to what pebble's ``forward`` takes.
-
-The layout of a user turn: every picture, every recording, a line break, the text. Text can never
-become a control token: special tokens are recognized in the template's own words alone.
-"""
+"""From a conversation with pictures and sound to what pebble's ``forward`` takes."""
 
 from __future__ import annotations
 
 import os
-import re
-import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,94 +19,24 @@ from transformers import (
     AutoTokenizer,
     BatchFeature,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     WhisperFeatureExtractor,
 )
 
 from edge_safe.errors import CheckpointError, MediaError, PromptError
-from edge_safe.models.pebble import assembly
 from edge_safe.models.pebble.configuration_pebble import PebbleConfig
-from edge_safe.models.pebble.speech_encoder import window_of
-from edge_safe.models.pebble.text_lines import (
-    TextLineConfig,
-    cut_line,
-    detector_input,
-    find_boxes,
-    line_pixels,
+from edge_safe.models.pebble.processor_settings import (
+    SETTINGS_FILE,
+    ObjectConfig,
+    ProcessorSettings,
 )
-
-SETTINGS_FILE = "preprocessor_config.json"
+from edge_safe.models.pebble.speech_encoder import window_of
+from edge_safe.models.pebble.text_lines import cut_line, detector_input, find_boxes, line_pixels
+from edge_safe.models.pebble.tokenization_pebble import PebbleTokenizer
+from edge_safe.models.pebble.turn_encoder import TurnEncoder
+from edge_safe.models.pebble.turns import Recording, read_turns
 
 Detector = Callable[[Tensor], Tensor]
 """(1, 3, H, W) float32 -> (1, 1, H, W) probability of text: pebble's ``text_detector``."""
-
-Recording = tuple[NDArray[np.float32], int]
-"""Samples (T,) in [-1, 1] and their rate in Hz."""
-
-
-class ObjectConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Section ``objects``: (pixel - mean) / scale of the picture, squeezed to size x size."""
-
-    size: int = 224
-    mean: float = 127.0
-    scale: float = 128.0
-
-
-class SpeechConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Section ``speech``: Whisper's log-mel.
-
-    Attributes:
-        sampling_rate: Hz that the encoder hears.
-        feature_size: Mel bands.
-        hop_length: Samples between two frames.
-        n_fft: Samples of one frame.
-        chunk_length: Seconds of the encoder's longest window, the longest recording.
-        samples_per_state: Samples behind one state of the encoder.
-    """
-
-    sampling_rate: int = 16000
-    feature_size: int = 80
-    hop_length: int = 160
-    n_fft: int = 400
-    chunk_length: int = 30
-    samples_per_state: int = 320
-
-
-class ProcessorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole of preprocessor_config.json."""
-
-    text_lines: TextLineConfig = TextLineConfig()
-    objects: ObjectConfig = ObjectConfig()
-    speech: SpeechConfig = SpeechConfig()
-    processor_class: str = "PebbleProcessor"
-
-
-@dataclass(slots=True)
-class Turn:
-    """One message: its text and what comes before it."""
-
-    role: str
-    text: str
-    images: list[Image.Image] = field(default_factory=list)
-    audio: list[Recording] = field(default_factory=list)
-
-
-class PebbleTokenizer(PreTrainedTokenizerFast):
-    """SmolLM2's tokenizer with pebble's names for five of its reserved rows."""
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *inputs: Any, **kwargs: Any
-    ) -> PebbleTokenizer:
-        """Opens a folder in either of pebble's forms."""
-        folder = Path(pretrained_model_name_or_path)
-        if not (folder / "tokenizer.json").exists():
-            config = PebbleConfig.from_pretrained(folder)
-            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-            kwargs.setdefault("chat_template", template)
-            folder = assembly.base_language_model(config, kwargs.pop("wheels", None))
-        tokenizer: PebbleTokenizer = super().from_pretrained(folder, *inputs, **kwargs)
-        return tokenizer
 
 
 class PebbleProcessor:
@@ -133,10 +56,7 @@ class PebbleProcessor:
             n_fft=speech.n_fft,
             chunk_length=speech.chunk_length,
         )
-        special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        self._special_ids = special
-        longest_first = sorted(special, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._encoder = TurnEncoder(tokenizer, config)
 
     @classmethod
     def from_pretrained(
@@ -196,7 +116,7 @@ class PebbleProcessor:
             PromptError: The conversation is malformed.
             MediaError: A recording is too long, or nothing was trained for pictures or for sound.
         """
-        turns = _read_turns(conversation)
+        turns = read_turns(conversation)
         last = next((t for t in reversed(turns) if t.role == "user"), None)
         if images or audio is not None:
             if last is None:
@@ -204,7 +124,7 @@ class PebbleProcessor:
             last.images += images
             last.audio += [audio] if audio is not None else []
         data: dict[str, Tensor] = {}
-        ids = self.encode(turns)
+        ids = self._encoder.encode(turns)
         data["input_ids"] = torch.tensor([ids])
         data["attention_mask"] = torch.ones_like(data["input_ids"])
         pictures = [image.convert("RGB") for turn in turns for image in turn.images]
@@ -219,34 +139,6 @@ class PebbleProcessor:
                 )
             data |= self.log_mel(recordings)
         return BatchFeature(data)
-
-    def encode(self, turns: Sequence[Turn]) -> list[int]:
-        """Ids of a conversation that ends where the answer begins, placeholders in place."""
-        begun = turns[-1].role == "assistant"
-        marks = [f"mark{secrets.token_hex(16)}end" for _ in turns]
-        text = str(
-            self.tokenizer.apply_chat_template(
-                [{"role": t.role, "content": m} for t, m in zip(turns, marks, strict=True)],
-                tokenize=False,
-                add_generation_prompt=not begun,
-            )
-        )
-        ids: list[int] = []
-        run = ""
-        for turn, mark in zip(turns, marks, strict=True):
-            before, _, text = text.partition(mark)
-            run = self._encode_template(ids, run, before)
-            if turn.images or turn.audio:
-                ids += self._plain(run)
-                ids += [self.config.image_token_id] * len(turn.images)
-                ids += [self.config.audio_token_id] * len(turn.audio)
-                ids += self._after_media(turn.text)
-                run = ""
-            else:
-                run += turn.text
-        if not begun:
-            run = self._encode_template(ids, run, text)
-        return ids + self._plain(run)
 
     def _pictures(
         self, pictures: Sequence[Image.Image], detector: Detector | None, untrained: bool
@@ -327,34 +219,6 @@ class PebbleProcessor:
         """Text of (T,) ids."""
         return str(self.tokenizer.decode(list(ids), **kwargs))
 
-    def _after_media(self, text: str) -> list[int]:
-        """The line break behind media, and the text.
-
-        Break and text are encoded together, as one piece of text would be. Where white space at
-        the start of the text grows into one token with the break, that token always stays.
-        """
-        ids = self._plain("\n" + text)
-        if ids[0] == self.config.newline_token_id:
-            ids[0] = self.config.media_end_token_id
-        return ids
-
-    def _encode_template(self, ids: list[int], run: str, template: str) -> str:
-        """Adds the template's words to ``ids``; returns the plain text that may still go on."""
-        start = 0
-        for match in self._special.finditer(template):
-            ids += self._plain(run + template[start : match.start()])
-            ids.append(self._special_ids[match.group()])
-            run, start = "", match.end()
-        return run + template[start:]
-
-    def _plain(self, text: str) -> list[int]:
-        """Ids of text in which no special token is recognized."""
-        if not text:
-            return []
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        ids: list[int] = encoded["input_ids"]
-        return ids
-
 
 def object_pixels(pictures: Sequence[Image.Image], settings: ObjectConfig) -> Tensor:
     """(I, 3, 224, 224) float32 of RGB pictures."""
@@ -362,40 +226,3 @@ def object_pixels(pictures: Sequence[Image.Image], settings: ObjectConfig) -> Te
     resized = [p.resize(size, Image.Resampling.BICUBIC) for p in pictures]
     pixels = np.stack([np.asarray(p, np.float32).transpose(2, 0, 1) for p in resized])
     return torch.from_numpy((pixels - np.float32(settings.mean)) / np.float32(settings.scale))
-
-
-def _read_turns(conversation: str | Sequence[Mapping[str, Any]]) -> list[Turn]:
-    """Reads text or messages.
-
-    Raises:
-        PromptError: A message is malformed, or there is none.
-    """
-    if isinstance(conversation, str):
-        return [Turn("user", conversation)]
-    turns = []
-    for index, message in enumerate(conversation):
-        try:
-            turn = Turn(str(message["role"]), "")
-            content = message["content"]
-            parts: Sequence[Mapping[str, Any]]
-            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            for part in parts:
-                kind = part["type"]
-                if kind == "text":
-                    turn.text += part["text"]
-                elif kind == "image":
-                    turn.images.append(part["image"])
-                elif kind == "audio":
-                    turn.audio.append(part["audio"])
-                else:
-                    raise PromptError(f"Message {index} has a part of unknown type {kind!r}.")
-        except (KeyError, TypeError) as error:
-            raise PromptError(
-                f"Message {index} is malformed ({error!r}); give 'role' and 'content'."
-            ) from error
-        if turn.role != "user" and (turn.images or turn.audio):
-            raise PromptError(f"Message {index} has media, but only user turns may.")
-        turns.append(turn)
-    if not turns:
-        raise PromptError("The conversation is empty.")
-    return turns

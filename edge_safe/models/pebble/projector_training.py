@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+
+from edge_safe.models.recipe import Section
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Chosen = TypeVar("Chosen", bound=DataclassInstance)
 
 Begin = Callable[[int], Iterator[Tensor]]
 """From the number of the first step to the loss of each step, made with the weights as they are."""
@@ -71,6 +80,28 @@ def train_projector(
                 "projector": projector.state_dict(),
                 "optimizer": optimizer.state_dict(),
             }
+
+
+def train_resumably(
+    train: Callable[[dict[str, object] | None], Iterator[dict[str, object]]], stored: Path
+) -> None:
+    """Trains to the end; a killed run goes on from the last state.
+
+    Args:
+        train: From the state to go on from, or None, to the states on the way.
+        stored: File of the last state.
+    """
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    start = torch.load(stored, weights_only=True) if stored.exists() else None
+    for state in train(start):
+        temporary = stored.with_suffix(".part")
+        torch.save(state, temporary)
+        temporary.replace(stored)
+
+
+def settings_of(section: Section, kind: type[Chosen]) -> Chosen:
+    """The hyperparameters in a recipe's section; both name them alike."""
+    return kind(**{field.name: getattr(section, field.name) for field in dataclasses.fields(kind)})
 
 
 def schedule(step: int, steps: int) -> float:

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from edge_safe.errors import DataError
+from edge_safe.models.data import Example
 from edge_safe.models.media import Medium, Picture, Recording
 from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
 from edge_safe.models.pebble.processing_pebble import PebbleProcessor, object_pixels
@@ -127,6 +130,49 @@ class Readings:
         if "vision_states" in states and model.config.trained("objects"):
             ids += model.name_states(states["vision_states"].float())
         return tuple(ids)
+
+
+def read_media(
+    model: PreTrainedModel,
+    source: Path,
+    examples: Iterable[Example],
+    fonts: FontChoice,
+    cache: Path,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> Readings | None:
+    """Reads the pictures and hears the recordings that examples hold.
+
+    Args:
+        model: Reads and hears, if it is a pebble.
+        source: The folder it was opened from.
+        examples: Whose media.
+        fonts: Which fonts pictures are drawn with.
+        cache: Folder of the readings.
+        accelerator: All its processes call this.
+        progress: Told how far it is.
+
+    Returns:
+        The readings; None where there are no media or the model is none that reads.
+    """
+    media = [
+        message.medium
+        for example in examples
+        for prompt in example.prompts
+        for message in prompt
+        if message.medium is not None
+    ]
+    if not media or not isinstance(model, PebbleForConditionalGeneration):
+        return None
+    processor = PebbleProcessor.from_pretrained(source)
+    readings = None
+    # The first process reads; the others then find everything in the file.
+    for turn in (True, False):
+        if accelerator.is_main_process == turn:
+            readings = Readings(model, processor, cache, fonts)
+            readings.compute(media, progress)
+        accelerator.wait_for_everyone()
+    return readings
 
 
 def _fingerprint(model: PebbleForConditionalGeneration) -> str:

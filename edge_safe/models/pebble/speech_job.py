@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from edge_safe.models.data import read_json_lines
 from edge_safe.models.harmless.reader import kinds, part_of, read_kind, variations
 from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
 from edge_safe.models.pebble.processing_pebble import PebbleProcessor
+from edge_safe.models.pebble.projector_training import settings_of, train_resumably
 from edge_safe.models.pebble.speech_decoder_training import (
     SpeechTraining,
     train_speech_decoder,
@@ -90,20 +90,17 @@ def run_job(
         progress("recordings", min(done, len(utterances)), len(utterances))
     settings = model.config.transcription
     spoken = with_transcripts(shards, [words.ids(u.text) for u in utterances], settings)
-    stored = work / "speech_decoder.pt"
-    work.mkdir(parents=True, exist_ok=True)
-    start = torch.load(stored, weights_only=True) if stored.exists() else None
-    for state in train_speech_decoder(
-        model.audio_decoder,
-        spoken,
-        settings,
-        _training(section),
-        lambda step, loss: progress("speech decoder", step + 1, section.steps),
-        start,
-    ):
-        temporary = stored.with_suffix(".part")
-        torch.save(state, temporary)
-        temporary.replace(stored)
+    train_resumably(
+        lambda start: train_speech_decoder(
+            model.audio_decoder,
+            spoken,
+            settings,
+            settings_of(section, SpeechTraining),
+            lambda step, loss: progress("speech decoder", step + 1, section.steps),
+            start,
+        ),
+        work / "speech_decoder.pt",
+    )
     model.audio_decoder.requires_grad_(False).eval()
     model.config.modalities["speech"]["trained"] = True
 
@@ -209,12 +206,6 @@ def _voices(section: SpeechDecoderSection) -> tuple[tuple[str, ...], tuple[str, 
         if not voices:
             raise DataError(f"[speech_decoder] needs voices of {name}, which is not installed.")
     return found
-
-
-def _training(section: SpeechDecoderSection) -> SpeechTraining:
-    """The section's hyperparameters; both name them alike."""
-    names = (field.name for field in dataclasses.fields(SpeechTraining))
-    return SpeechTraining(**{name: getattr(section, name) for name in names})
 
 
 def _prompts(files: Sequence[str], data: Path) -> Iterator[str]:

@@ -23,6 +23,7 @@ from edge_safe.models.pebble.line_states import (
     joined,
 )
 from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
+from edge_safe.models.pebble.projector_training import settings_of, train_resumably
 from edge_safe.models.pebble.projectors import SequenceProjector
 from edge_safe.models.pebble.spelling import Spelling
 from edge_safe.models.pebble.text_projector_training import (
@@ -83,21 +84,18 @@ def run_job(
     # With a spelling of its own, the projector starts as one that has none.
     config = dataclasses.replace(model.text_projector.config, pieces=0)
     projector = SequenceProjector(config) if section.composed else model.text_projector
-    stored = work / "text_projector.pt"
-    work.mkdir(parents=True, exist_ok=True)
-    start = torch.load(stored, weights_only=True) if stored.exists() else None
     projector.requires_grad_(True)
-    for state in train_text_projector(
-        projector,
-        embedding,
-        train,
-        _training(section),
-        lambda step, loss: progress("text projector", step + 1, section.steps),
-        start,
-    ):
-        temporary = stored.with_suffix(".part")
-        torch.save(state, temporary)
-        temporary.replace(stored)
+    train_resumably(
+        lambda start: train_text_projector(
+            projector,
+            embedding,
+            train,
+            settings_of(section, ProjectorTraining),
+            lambda step, loss: progress("text projector", step + 1, section.steps),
+            start,
+        ),
+        work / "text_projector.pt",
+    )
     model.config.modalities["text_lines"]["trained"] = True
     if section.composed is None:
         model.text_projector.requires_grad_(False).eval()
@@ -112,12 +110,6 @@ def run_job(
     spelling = Spelling(tokenizer, section.composed.rows)
     spelled = respelled(validation, tokenizer, spelling)
     return speak_up(model.text_projector, embedding, spelled, spelling)
-
-
-def _training(section: TextProjectorSection) -> ProjectorTraining:
-    """The section's hyperparameters; both name them alike."""
-    names = (field.name for field in dataclasses.fields(ProjectorTraining))
-    return ProjectorTraining(**{name: getattr(section, name) for name in names})
 
 
 def _texts(section: TextProjectorSection, data: Path) -> Iterator[str]:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from edge_safe.errors import CheckpointError, MediaError, PromptError
 from edge_safe.models.pebble import PebbleConfig, PebbleForConditionalGeneration, PebbleProcessor
-from edge_safe.models.pebble.processing_pebble import ObjectConfig, object_pixels
+from edge_safe.models.pebble.processing_pebble import object_pixels
+from edge_safe.models.pebble.processor_settings import ObjectConfig
 from edge_safe.models.pebble.text_lines import (
     Box,
     TextLineConfig,

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast, WhisperConfig
 from edge_safe.models.control_tokens import ControlTokens
 from edge_safe.models.onnx_graph import read_onnx
 from edge_safe.models.pebble import PebbleConfig, PebbleForConditionalGeneration, PebbleProcessor
-from edge_safe.models.pebble.processing_pebble import ProcessorSettings
+from edge_safe.models.pebble.processor_settings import ProcessorSettings
 from edge_safe.models.pebble.respelling import Respelling
 from edge_safe.models.pebble.speech_words import SpeechWords
 from edge_safe.models.safety_file import Calibration, describe, write_safety
