@@ -33,7 +33,7 @@ def safety(tiny_checkpoint: Path) -> SafetyModule:
 
 @pytest.fixture(scope="module")
 def graphs(tiny_bundle: Path, model: torch.nn.Module) -> LanguageGraphs:
-    return LanguageGraphs(tiny_bundle, llama_spec(model), EXIT_LAYER, (4, 8))
+    return LanguageGraphs(tiny_bundle, llama_spec(model.config), EXIT_LAYER, (4, 8))
 
 
 def prompt(length: int, seed: int = 0) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_slot_t_cannot_change_the_verdict(
     bundle: str, request: pytest.FixtureRequest, model: torch.nn.Module
 ) -> None:
     folder = request.getfixturevalue(bundle)
-    graphs = LanguageGraphs(folder, llama_spec(model), EXIT_LAYER, (4, 8))
+    graphs = LanguageGraphs(folder, llama_spec(model.config), EXIT_LAYER, (4, 8))
     embeds = graphs.embed(prompt(17))
     one = graphs.run(embeds, np.ones((1, 17), np.int64), graphs.empty(1))
     other = embeds.copy()
@@ -243,7 +243,7 @@ def test_graphs_share_one_weights_file(bundle: str, request: pytest.FixtureReque
     files = {place[0] for graph in places.values() for place in graph.values()}
     assert files == {"weights.onnx.data"}
     assert places["embed_tokens"]["embed_tokens.table"] == places["decoder"]["lm_head.weight"]
-    assert places["gate"]["rope.cosine"] == places["decoder"]["rope.cosine"]
+    assert places["gate"]["rope.0.cosine"] == places["decoder"]["rope.0.cosine"]
     assert not any(name.startswith("layers.2") for name in places["gate"])
     assert not any(name.startswith("layers.1.") for name in places["decoder"])
 
