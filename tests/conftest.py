@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenizers import Tokenizer
+    from transformers import PreTrainedModel
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|safe|>", "<|unsafe|>"]
 SAFE_ID, UNSAFE_ID, END_ID = 3, 4, 2
+# Words of the tokenizer, the special ones among them.
+VOCABULARY = 420
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -43,7 +48,7 @@ def _tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=420,
+        vocab_size=VOCABULARY,
         special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -55,15 +60,41 @@ def _tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four Llama layers of width 64 with random heads at layers 1 and 2."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=END_ID,
+        pad_token_id=END_ID,
+        # Large enough that attention and MLP, not the input token alone, decide.
+        initializer_range=0.15,
+    )
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    write_checkpoint(folder, lambda: LlamaForCausalLM(config))
+    return folder
+
+
+def write_checkpoint(
+    folder: Path, make: Callable[[], PreTrainedModel], layers: tuple[int, ...] = (1, 2)
+) -> None:
+    """Writes a random model with the tiny tokenizer and random heads; the last one is the gate."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     from edge_safe.models.control_tokens import ControlTokens
     from edge_safe.models.safety_file import Calibration, describe, write_safety
     from edge_safe.models.safety_head import SafetyConfig, SafetyModule
 
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=_tokenizer(),
         eos_token="<|im_end|>",
@@ -74,53 +105,37 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=64,
-                intermediate_size=128,
-                num_hidden_layers=4,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                head_dim=16,
-                max_position_embeddings=512,
-                tie_word_embeddings=True,
-                bos_token_id=1,
-                eos_token_id=END_ID,
-                pad_token_id=END_ID,
-                # Large enough that attention and MLP, not the input token alone, decide.
-                initializer_range=0.15,
-            )
-        )
-        config = SafetyConfig(64, (1, 2), attention_heads=4, attention_head_dim=8)
+        model = make()
+        config = SafetyConfig(64, layers, attention_heads=4, attention_head_dim=8)
         safety = SafetyModule(config)
         for parameter in safety.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    stages = [*(f"gate.{layer}" for layer in layers), "final"]
     calibration = {
         stage: Calibration(1.0, 0.0, 0.5, "nothing, random weights", 0, 0.5, 0.5, 0.5)
-        for stage in ("gate.1", "gate.2", "final")
+        for stage in stages
     }
     tokens = ControlTokens("<|safe|>", "<|unsafe|>", SAFE_ID, UNSAFE_ID)
-    write_safety(folder, safety, describe(config, tokens, 2, calibration))
-    return folder
+    write_safety(folder, safety, describe(config, tokens, layers[-1], calibration))
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fp32 bundle of ``tiny_checkpoint``."""
-    return _export(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny", "fp32")
+    return export(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny", "fp32")
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle_int4(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The int4 bundle of ``tiny_checkpoint``."""
-    return _export(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny-int4", "int4")
+    return export(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny-int4", "int4")
 
 
-def _export(checkpoint: Path, out: Path, precision: str) -> Path:
+def export(checkpoint: Path, out: Path, precision: str) -> Path:
+    """Writes a bundle and returns its folder."""
     from edge_safe.export import export_bundle
 
     export_bundle(checkpoint, out, precision=precision)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.study.lab import Lab
-from edge_safe.export.families.llama import llama_spec, tensors_of
+from edge_safe.export.decoder_config import tensors_of
+from edge_safe.export.families.llama import llama_spec
 from edge_safe.export.graphs.decoder import (
     decoder_graph,
     embedding_graph,
@@ -38,7 +39,7 @@ def emit(
         ExportError: The language model has no counterpart in the graphs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    spec = llama_spec(lab.language)
+    spec = llama_spec(lab.language.config)
     row = precision_named(precision)
     with WeightStore(folder / WEIGHTS_FILE) as store:
         weights = store_model(
@@ -60,7 +61,7 @@ class Graph:
 
     def __init__(self, lab: Lab, folder: Path, layer: int | None) -> None:
         threads = lab.options.threads
-        self._spec: DecoderSpec = llama_spec(lab.language)
+        self._spec: DecoderSpec = llama_spec(lab.language.config)
         self._layer = layer
         self._slot = lab.run.tokens.safe_id
         self._shape = (lab.recipe.heads.attention_heads, lab.recipe.heads.head_dim)

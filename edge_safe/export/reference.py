@@ -171,6 +171,8 @@ class Reference:
             inputs_embeds=embeds,
             attention_mask=mask,
             use_cache=True,
+            # The model's own choice would forget the keys outside a layer's window.
+            past_key_values=DynamicCache(),
             output_hidden_states=True,
         )
         steps = torch.arange(mask.shape[1])[None]

@@ -28,6 +28,8 @@ class TokenRows(nn.Module):
         # In a tuple, so that the embedding does not become a part of this module.
         self._embedding = (embedding,)
         self.rows = nn.Parameter(self.embedding_weight[list(ids)].detach().float().clone())
+        # Gemma's embedding multiplies its rows on their way out.
+        self._scale = float(getattr(embedding, "embed_scale", 1.0))
         self._hook = embedding.register_forward_hook(self._replace)
 
     @property
@@ -38,7 +40,7 @@ class TokenRows(nn.Module):
     def _replace(self, _: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         for number, token in enumerate(self.ids):
             here = (arguments[0] == token).unsqueeze(-1)
-            output = torch.where(here, self.rows[number].to(output.dtype), output)
+            output = torch.where(here, (self._scale * self.rows[number]).to(output.dtype), output)
         return output
 
     def merge(self) -> None:

@@ -1,7 +1,9 @@
-"""Gate and decoder graphs beside torch on the tiny checkpoint."""
+"""Gate and decoder graphs beside torch on a tiny checkpoint of each family."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,31 +11,44 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
-from edge_safe.export.families.llama import llama_spec
+from edge_safe.export.families.base import find_family
 from edge_safe.export.graphs.store import WeightStore
 from edge_safe.export.language_graphs import Cache, LanguageGraphs
 from edge_safe.models.safety_file import read_safety
 from edge_safe.models.safety_head import SafetyModule
+from tests.export.conftest import FamilyFiles
+from tests.export.families import EXIT_LAYER, FAMILIES
 
-EXIT_LAYER = 2
 SAFE_ID = 3
 
 
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> torch.nn.Module:
-    return AutoModelForCausalLM.from_pretrained(tiny_checkpoint).eval().requires_grad_(False)
+@pytest.fixture(scope="module", params=["llama", *FAMILIES])
+def files(
+    request: pytest.FixtureRequest, family_files: Callable[[str], FamilyFiles]
+) -> FamilyFiles:
+    return family_files(request.param)
 
 
 @pytest.fixture(scope="module")
-def safety(tiny_checkpoint: Path) -> SafetyModule:
-    return read_safety(tiny_checkpoint)[1]
+def model(files: FamilyFiles) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(files.checkpoint).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
-def graphs(tiny_bundle: Path, model: torch.nn.Module) -> LanguageGraphs:
-    return LanguageGraphs(tiny_bundle, llama_spec(model), EXIT_LAYER, (4, 8))
+def safety(files: FamilyFiles) -> SafetyModule:
+    return read_safety(files.checkpoint)[1]
+
+
+@pytest.fixture(scope="module")
+def graphs(files: FamilyFiles) -> LanguageGraphs:
+    return open_graphs(files.checkpoint, files.bundle)
+
+
+def open_graphs(checkpoint: Path, bundle: Path) -> LanguageGraphs:
+    _, open_checkpoint = find_family(checkpoint)
+    return LanguageGraphs(bundle, open_checkpoint(checkpoint).spec, EXIT_LAYER, (4, 8))
 
 
 def prompt(length: int, seed: int = 0) -> np.ndarray:
@@ -53,6 +68,8 @@ def expect(
         attention_mask=torch.tensor(mask),
         output_hidden_states=True,
         use_cache=True,
+        # Without this a layer with a window keeps the keys in its window alone.
+        past_key_values=DynamicCache(),
     )
     last = mask.sum(1) - 1
     seen = torch.tensor(np.arange(ids.shape[1])[None] < last[:, None])
@@ -102,6 +119,34 @@ def test_prompt_in_three_chunks(
     close(found.logits, expected.logits)
 
 
+def test_windows_hold_where_the_kernel_sees_one_position_more(
+    family_files: Callable[[str], FamilyFiles], tmp_path: Path
+) -> None:
+    """Version 1.23 of onnxruntime leaves the position itself out of the count, 1.31 does not."""
+    files = family_files("mistral")
+    other = Path(shutil.copytree(files.bundle, tmp_path / "bundle"))
+    for name in ("gate.onnx", "decoder.onnx"):
+        graph = onnx.load(files.bundle / name, load_external_data=False)
+        sizes = [a for n in graph.graph.node for a in n.attribute if a.name == "local_window_size"]
+        assert len(sizes) == 2
+        for attribute in sizes:
+            attribute.i += 1
+        (other / name).write_bytes(graph.SerializeToString())
+    ids = np.concatenate([prompt(20), prompt(20, seed=1)])
+    mask = ones(ids)
+    mask[1, 13:] = 0
+    longer = np.zeros((2, 21), np.int64)
+    longer[0], longer[1, :14] = 1, 1
+    found = []
+    for folder in (files.bundle, other):
+        graphs = open_graphs(files.checkpoint, folder)
+        first = graphs.run(graphs.embed(ids), mask, graphs.empty(2))
+        second = graphs.run(graphs.embed(np.array([[40], [41]])), longer, first.cache)
+        found += [(first.gate_verdict, first.final_verdict, first.logits, second.logits)]
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
 def test_padded_batch(graphs: LanguageGraphs, model: torch.nn.Module, safety: SafetyModule) -> None:
     ids = np.concatenate([prompt(20), prompt(20, seed=1)])
     mask = ones(ids)
@@ -142,12 +187,17 @@ def test_greedy_text_is_torch_s(graphs: LanguageGraphs, model: torch.nn.Module) 
     assert text == expected[12:]
 
 
-@pytest.mark.parametrize("bundle", ["tiny_bundle", "tiny_bundle_int4"])
-def test_slot_t_cannot_change_the_verdict(
-    bundle: str, request: pytest.FixtureRequest, model: torch.nn.Module
+def test_slot_t_cannot_change_the_verdict(graphs: LanguageGraphs) -> None:
+    check_slot(graphs)
+
+
+def test_slot_t_cannot_change_an_int4_verdict(
+    tiny_checkpoint: Path, tiny_bundle_int4: Path
 ) -> None:
-    folder = request.getfixturevalue(bundle)
-    graphs = LanguageGraphs(folder, llama_spec(model), EXIT_LAYER, (4, 8))
+    check_slot(open_graphs(tiny_checkpoint, tiny_bundle_int4))
+
+
+def check_slot(graphs: LanguageGraphs) -> None:
     embeds = graphs.embed(prompt(17))
     one = graphs.run(embeds, np.ones((1, 17), np.int64), graphs.empty(1))
     other = embeds.copy()
@@ -201,12 +251,12 @@ def test_a_single_position_gives_logits_and_no_verdict(graphs: LanguageGraphs) -
 
 
 def test_position_ids_are_followed(
-    graphs: LanguageGraphs, tiny_bundle: Path, model: torch.nn.Module
+    graphs: LanguageGraphs, files: FamilyFiles, model: torch.nn.Module
 ) -> None:
     from edge_safe.runtime.session import Session
 
     ids = prompt(9)
-    gate = Session(tiny_bundle / "gate.onnx", threads=1)
+    gate = Session(files.bundle / "gate.onnx", threads=1)
     cache = graphs.empty(1)
     feeds = {
         "inputs_embeds": graphs.embed(ids),
@@ -218,7 +268,9 @@ def test_position_ids_are_followed(
         for part in ("key", "value"):
             feeds[f"past_key_values.{index}.{part}"] = cache.layers[index][0]
     moved = model(
-        input_ids=torch.tensor(ids), position_ids=torch.arange(9)[None] + 30, use_cache=True
+        input_ids=torch.tensor(ids),
+        position_ids=torch.arange(9)[None] + 30,
+        past_key_values=DynamicCache(),
     )
     close(gate.run(feeds)["present.1.key"], moved.past_key_values.layers[1].keys.numpy())
 
@@ -243,7 +295,7 @@ def test_graphs_share_one_weights_file(bundle: str, request: pytest.FixtureReque
     files = {place[0] for graph in places.values() for place in graph.values()}
     assert files == {"weights.onnx.data"}
     assert places["embed_tokens"]["embed_tokens.table"] == places["decoder"]["lm_head.weight"]
-    assert places["gate"]["rope.cosine"] == places["decoder"]["rope.cosine"]
+    assert places["gate"]["rope.0.cosine"] == places["decoder"]["rope.0.cosine"]
     assert not any(name.startswith("layers.2") for name in places["gate"])
     assert not any(name.startswith("layers.1.") for name in places["decoder"])
 

@@ -1,7 +1,9 @@
-"""The same code on other families: a text model with its own lm_head, and one that sees."""
+"""The same code on other families: text models with particulars, and one that sees."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from transformers import (
 )
 
 from edge_safe.errors import CheckpointError
+from edge_safe.export import export_bundle
 from edge_safe.models.base_model import BaseModel, check_layers, load_base
 from edge_safe.models.control_tokens import ControlTokens
 from edge_safe.models.lm_training import add_lora
@@ -25,6 +28,10 @@ from edge_safe.models.recipe import LoraSection
 from edge_safe.models.safety_file import Calibration, describe
 from edge_safe.models.safety_head import SafetyConfig, SafetyModule
 from edge_safe.models.safety_model import SafetyTokenModel
+from edge_safe.models.token_rows import TokenRows
+from edge_safe.models.train import train_recipe
+from tests.export.families import FAMILIES
+from tests.models.conftest import make_tokenizer
 
 IMAGE = 9
 TEXT = {
@@ -80,6 +87,46 @@ def test_an_untied_text_model_judges_and_answers() -> None:
     model = wrap(make_qwen(), 2.0)
     output = model.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=3)
     assert int(output[0, 3]) == 3
+
+
+def test_rows_of_a_scaled_embedding_are_merged_as_they_were_trained() -> None:
+    model = FAMILIES["gemma3_text"]().train(False)
+    ids = torch.tensor([[5, 3, 7, 8]])
+    before = model(ids).logits
+    rows = TokenRows(model, (3,))
+    torch.testing.assert_close(model(ids).logits, before)
+    rows.rows.data += 0.1
+    trained = model(ids).logits
+    rows.merge()
+    others = torch.arange(before.shape[-1]) != 3  # lm_head is tied, its row changes as well
+    assert float((trained - before).detach().abs().max()) > 1e-2
+    torch.testing.assert_close(model(ids).logits[..., others], trained[..., others])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_recipe_lowers_the_loss_of_a_family_that_is_then_exported(
+    family: str,
+    write_recipe: Callable[..., Path],
+    base_folder: Path,
+    data_folder: Path,
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    vocabulary = {"vocab_size": 416, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0}
+    FAMILIES[family](**vocabulary).save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    targets = ["qkv_proj", "gate_up_proj"] if family == "phi3" else ["q_proj", "up_proj"]
+    lora = f"[lora]\nrank = 2\nalpha = 4\ntargets = {json.dumps(targets)}\n"
+    recipe = write_recipe(lora, frozen_features=False)
+    recipe.write_text(recipe.read_text().replace(str(base_folder), str(tmp_path / "base")))
+    report = train_recipe(recipe, data=data_folder, out=tmp_path / "out")
+    lines = [json.loads(line) for line in Path(report.log).read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    quarter = len(losses) // 4
+    assert sum(losses[-quarter:]) < sum(losses[:quarter])
+    exported = export_bundle(tmp_path / "out", tmp_path / "bundle", precision="fp32")
+    assert exported.parity.passed
 
 
 def test_adapters_stand_in_the_language_model_alone() -> None:

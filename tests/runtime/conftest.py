@@ -70,7 +70,7 @@ def tiny_tokenizer() -> Tokenizer:
 def decoder_spec(vocab_size: int) -> DecoderSpec:
     """Four Llama layers."""
     rope = Rope(10000.0 ** -(np.arange(0, HEAD_DIM, 2) / HEAD_DIM))
-    return DecoderSpec(4, WIDTH, HEADS, 2, HEAD_DIM, 96, vocab_size, CONTEXT, 1e-5, rope, True)
+    return DecoderSpec(4, WIDTH, HEADS, 2, HEAD_DIM, 96, vocab_size, CONTEXT, 1e-5, (rope,), True)
 
 
 def random_weights(spec: DecoderSpec) -> Callable[[str], FloatArray]:

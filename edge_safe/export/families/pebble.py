@@ -13,8 +13,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from edge_safe.errors import ExportError
+from edge_safe.export.decoder_config import tensors_of
 from edge_safe.export.families.base import Array, Emission, Opened, TowerCase, float_array
-from edge_safe.export.families.llama import llama_spec, tensors_of
+from edge_safe.export.families.llama import llama_spec
 from edge_safe.export.graphs.builder import GraphBuilder, Shape
 from edge_safe.export.graphs.matrices import Matrix
 from edge_safe.export.graphs.store import WeightStore
@@ -61,7 +62,7 @@ def open_checkpoint(folder: Path) -> Opened:
     processors["speech"]["decoder"] = _decoder_section(model)
     language = model.language_model
     return Opened(
-        spec=llama_spec(language),
+        spec=llama_spec(language.config),
         tensor=tensors_of(language),
         language=language,
         tokenizer=base.tokenizer,

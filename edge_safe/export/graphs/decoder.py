@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edge_safe.export.graphs.builder import FLOAT, INT64, GraphBuilder
 from edge_safe.export.graphs.layers import (
     LayerWeights,
+    RopeTables,
     add_norm,
     attention,
     common_inputs,
@@ -37,8 +38,7 @@ class ModelWeights:
     """Everything of a language model that stands in the weights file."""
 
     embedding: Matrix
-    cosine: Stored
-    sine: Stored
+    ropes: tuple[RopeTables, ...]
     layers: tuple[LayerWeights, ...]
     final_norm: Stored
     lm_head: Matrix
@@ -61,7 +61,7 @@ def store_model(
         progress: Told the share done after each layer.
     """
     embedding = store_table(store, tensor("model.embed_tokens.weight"), precision.embedding)
-    cosine, sine = rope_tables(store, spec)
+    ropes = rope_tables(store, spec)
     layers = []
     for index in range(spec.layers):
         layers.append(store_layer(store, spec, tensor, index, precision.weights))
@@ -70,7 +70,7 @@ def store_model(
     if not spec.tied:
         head = store_linear(store, tensor("lm_head.weight"), precision.embedding)
     return ModelWeights(
-        embedding, cosine, sine, tuple(layers), store.add(tensor("model.norm.weight")), head
+        embedding, ropes, tuple(layers), store.add(tensor("model.norm.weight")), head
     )
 
 
@@ -80,6 +80,8 @@ def embedding_graph(weights: ModelWeights, spec: DecoderSpec) -> GraphBuilder:
     ids = g.input("input_ids", INT64, ["batch", "sequence"])
     g.output("inputs_embeds", FLOAT, ["batch", "sequence", spec.hidden_size])
     found = look_up(g, ids, weights.embedding, "embed_tokens")
+    if spec.embedding_scale != 1:
+        found = g.op("Mul", [found, g.floats(spec.embedding_scale)], scope="embed_tokens")
     g.op("Identity", [found], scope="embed_tokens", outputs=["inputs_embeds"])
     return g
 
@@ -91,7 +93,7 @@ def gate_graph(
     g = GraphBuilder("gate")
     shape: list[int | str] = ["batch", "sequence", spec.hidden_size]
     residual = g.input("inputs_embeds", FLOAT, shape)
-    common = common_inputs(g, spec, weights.cosine, weights.sine)
+    common = common_inputs(g, weights.ropes)
     g.output("hidden_states", FLOAT, shape)
     delta = ""
     for index in range(exit_layer):
@@ -124,7 +126,7 @@ def decoder_graph(
     g = GraphBuilder("decoder")
     name = "inputs_embeds" if first_layer is None else "hidden_states"
     residual = g.input(name, FLOAT, ["batch", "sequence", spec.hidden_size])
-    common = common_inputs(g, spec, weights.cosine, weights.sine)
+    common = common_inputs(g, weights.ropes)
     g.output("logits", FLOAT, ["batch", 1, spec.vocab_size])
     g.output("verdict_logits", FLOAT, ["batch", 2])
     delta = ""
@@ -136,7 +138,7 @@ def decoder_graph(
         residual, delta = _leave(g, spec, residual, attended, weights.layers[index], index)
     states, _ = add_norm(g, delta, residual, weights.final_norm, "final_norm", spec.eps)
     slot = g.op("Gather", [states, g.constant(-1)], scope="lm_head/slot", axis=1)
-    logits = linear(g, slot, weights.lm_head, "lm_head")
+    logits = _softcap(g, linear(g, slot, weights.lm_head, "lm_head"), spec.logit_softcap)
     g.op("Unsqueeze", [logits, g.constant([1])], scope="lm_head", outputs=["logits"])
     last = g.op("Gather", [states, g.constant(0)], scope="final/last", axis=1)
     verdict = token_logits(g, last, final, store, "final")
@@ -169,6 +171,26 @@ def _leave(
 ) -> tuple[str, str]:
     """Output projection and MLP: the residual behind the attention, and the MLP's own part."""
     projected = output_projection(g, attended, layer, index)
+    projected = _post_norm(g, spec, projected, layer.attention_post_norm, index, "attention")
     name = f"layers.{index}.mlp_norm"
     normed, residual = add_norm(g, projected, residual, layer.mlp_norm, name, spec.eps)
-    return residual, mlp(g, normed, layer, index)
+    delta = mlp(g, normed, layer, index, spec.activation)
+    return residual, _post_norm(g, spec, delta, layer.mlp_post_norm, index, "mlp")
+
+
+def _post_norm(
+    g: GraphBuilder, spec: DecoderSpec, x: str, weight: Stored | None, index: int, part: str
+) -> str:
+    """Normalizes what a layer's part adds to the residual, where the decoder does that."""
+    if weight is None:
+        return x
+    return norm(g, x, weight, f"layers.{index}.{part}_post_norm", spec.eps)
+
+
+def _softcap(g: GraphBuilder, logits: str, bound: float | None) -> str:
+    """Bounds the logits smoothly, c * tanh(logits / c)."""
+    if bound is None:
+        return logits
+    scope = "lm_head/softcap"
+    share = g.op("Div", [logits, g.floats(bound)], scope=scope)
+    return g.op("Mul", [g.op("Tanh", [share], scope=scope), g.floats(bound)], scope=scope)

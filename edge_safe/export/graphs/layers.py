@@ -8,9 +8,17 @@ import numpy as np
 
 from edge_safe.export.graphs.builder import FLOAT, INT32, INT64, GraphBuilder
 from edge_safe.export.graphs.matrices import Matrix, linear, store_linear
-from edge_safe.export.graphs.spec import DecoderSpec, TensorSource
+from edge_safe.export.graphs.spec import (
+    Activation,
+    DecoderSpec,
+    LayerAttention,
+    TensorSource,
+)
 from edge_safe.export.graphs.store import Stored, WeightStore
 from edge_safe.export.quantization import MatrixFormat
+
+# A score at which a position counts nothing. Finite: a row of nothing else stays a number.
+HIDDEN = -3.0e38
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +38,39 @@ class LayerWeights:
     query_norm: Stored | None
     key_norm: Stored | None
     output: Affine
+    attention_post_norm: Stored | None
     mlp_norm: Stored
     gate: Affine
     up: Affine
     down: Affine
+    mlp_post_norm: Stored | None
+
+
+@dataclass(frozen=True, slots=True)
+class RopeTables:
+    """Stored cosine and sine of one rotary embedding, each (context, rotary_dim / 2)."""
+
+    cosine: Stored
+    sine: Stored
 
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """What all layers of a graph share: mask figures, positions and rotary tables."""
+    """What all layers of a graph share: mask figures, positions and rotary tables.
 
+    Attributes:
+        lengths: (B,) int64 real positions of each row, past ones included.
+        last_key: (B,) int32, lengths - 1.
+        total: int32 scalar, columns of the mask.
+        position_ids: (B, S) int64.
+        ropes: The tables, in the order of the decoder's rotary embeddings.
+    """
+
+    lengths: str
     last_key: str
     total: str
     position_ids: str
-    cosine: str
-    sine: str
+    ropes: tuple[RopeTables, ...]
 
 
 def store_layer(
@@ -75,36 +101,40 @@ def store_layer(
     def norm(name: str) -> Stored:
         return store.add(tensor(f"{name}.weight"))
 
+    # Where outputs are normalized as well, transformers gives the MLP's norm another name.
+    mlp_norm = "pre_feedforward_layernorm" if spec.post_norms else "post_attention_layernorm"
     return LayerWeights(
         input_norm=norm(f"{base}.input_layernorm"),
         qkv=affine([f"{attention}.{part}_proj" for part in "qkv"], spec.qkv_bias),
         query_norm=norm(f"{attention}.q_norm") if spec.qk_norm else None,
         key_norm=norm(f"{attention}.k_norm") if spec.qk_norm else None,
         output=affine([f"{attention}.o_proj"], spec.output_bias),
-        mlp_norm=norm(f"{base}.post_attention_layernorm"),
+        attention_post_norm=(norm(f"{base}.post_attention_layernorm") if spec.post_norms else None),
+        mlp_norm=norm(f"{base}.{mlp_norm}"),
         gate=affine([f"{base}.mlp.gate_proj"], spec.mlp_bias),
         up=affine([f"{base}.mlp.up_proj"], spec.mlp_bias),
         down=affine([f"{base}.mlp.down_proj"], spec.mlp_bias),
+        mlp_post_norm=norm(f"{base}.post_feedforward_layernorm") if spec.post_norms else None,
     )
 
 
-def common_inputs(g: GraphBuilder, spec: DecoderSpec, cosine: Stored, sine: Stored) -> Common:
+def common_inputs(g: GraphBuilder, ropes: tuple[RopeTables, ...]) -> Common:
     """Declares attention_mask and position_ids and derives what GroupQueryAttention wants.
 
     The mask is right-padded, so the sum of a row is its length.
     """
     mask = g.input("attention_mask", INT64, ["batch", "total"])
     positions = g.input("position_ids", INT64, ["batch", "sequence"])
-    ones = g.op("ReduceSum", [mask, g.constant([1])], scope="mask", keepdims=0)
-    last = g.op("Sub", [ones, g.constant(1)], scope="mask")
+    lengths = g.op("ReduceSum", [mask, g.constant([1])], scope="mask", keepdims=0)
+    last = g.op("Sub", [lengths, g.constant(1)], scope="mask")
     size = g.op("Shape", [mask], scope="mask")
     total = g.op("Gather", [size, g.constant(1)], scope="mask", axis=0)
     return Common(
+        lengths=lengths,
         last_key=g.op("Cast", [last], scope="mask/last", to=INT32),
         total=g.op("Cast", [total], scope="mask/total", to=INT32),
         position_ids=positions,
-        cosine=g.weight("rope.cosine", cosine),
-        sine=g.weight("rope.sine", sine),
+        ropes=ropes,
     )
 
 
@@ -157,34 +187,78 @@ def attention(
     query = [packed, "", ""]
     if weights.query_norm is not None and weights.key_norm is not None:
         query = _normed_heads(g, spec, packed, weights.query_norm, weights.key_norm, name)
+    kind = spec.attention_of(index)
+    inputs = [*query, *past, common.last_key, common.total, *_rotary(g, kind, common)]
+    window = {}
+    if kind.window is not None:
+        # onnxruntime 1.23 sees one position more than local_window_size says, later ones do not;
+        # the bias hides it from both. The attribute saves the work on all that is further away.
+        window["local_window_size"] = kind.window
+        inputs.append(_window_bias(g, common, kind.window))
+    scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
     return g.contrib(
         "GroupQueryAttention",
-        [
-            *query,
-            *past,
-            common.last_key,
-            common.total,
-            common.cosine,
-            common.sine,
-            common.position_ids,
-        ],
+        inputs,
         scope=name,
         outputs=[f"{name}/out", *present],
         num_heads=spec.heads,
         kv_num_heads=spec.kv_heads,
-        do_rotary=1,
+        do_rotary=int(kind.rope is not None),
         rotary_interleaved=0,
-        scale=float(spec.head_dim**-0.5),
+        scale=float(scale),
+        **window,
     )
 
 
-def mlp(g: GraphBuilder, x: str, weights: LayerWeights, index: int) -> str:
+def _rotary(g: GraphBuilder, kind: LayerAttention, common: Common) -> list[str]:
+    """Tables and positions of a layer's rotary embedding, left out where it has none."""
+    if kind.rope is None:
+        return ["", "", ""]
+    tables, name = common.ropes[kind.rope], f"rope.{kind.rope}"
+    return [
+        g.weight(f"{name}.cosine", tables.cosine),
+        g.weight(f"{name}.sine", tables.sine),
+        common.position_ids,
+    ]
+
+
+def _window_bias(g: GraphBuilder, common: Common, window: int) -> str:
+    """What hides keys outside a window, (B, 1, S, total): 0 or ``HIDDEN``; layers share it.
+
+    Keys are counted as GroupQueryAttention does, by their place in the cache: the new positions
+    of a row end at its length, unless the row is shorter than they are (padding, no past).
+    """
+    scope = f"window.{window}"
+
+    def bias() -> str:
+        size = g.op("Shape", [common.position_ids], scope=f"{scope}/size", start=1, end=2)
+        start = g.op("Sub", [common.lengths, size], scope=f"{scope}/start")
+        start = g.op("Max", [start, g.constant(0)], scope=f"{scope}/start")
+        start = g.op("Unsqueeze", [start, g.constant([1, 2])], scope=f"{scope}/start")
+        count = g.op("Squeeze", [size], scope=f"{scope}/size")
+        steps = g.op("Range", [g.constant(0), count, g.constant(1)], scope=f"{scope}/steps")
+        steps = g.op("Unsqueeze", [steps, g.constant([1])], scope=f"{scope}/steps")
+        query = g.op("Add", [start, steps], scope=f"{scope}/query")
+        total = g.op("Cast", [common.total], scope=f"{scope}/total", to=INT64)
+        key = g.op("Range", [g.constant(0), total, g.constant(1)], scope=f"{scope}/key")
+        distance = g.op("Sub", [query, key], scope=f"{scope}/distance")
+        far = g.op("GreaterOrEqual", [distance, g.constant(window)], scope=f"{scope}/far")
+        hidden = g.op("Where", [far, g.floats(HIDDEN), g.floats(0.0)], scope=scope)
+        return g.op("Unsqueeze", [hidden, g.constant([1])], scope=scope)
+
+    return g.once(scope, bias)
+
+
+def mlp(g: GraphBuilder, x: str, weights: LayerWeights, index: int, activation: Activation) -> str:
     """The gated MLP of one layer."""
     name = f"layers.{index}.mlp"
     gate = _affine(g, x, weights.gate, f"{name}.gate")
     up = _affine(g, x, weights.up, f"{name}.up")
-    # SiLU, x * sigmoid(x), in one node.
-    active = g.contrib("QuickGelu", [gate], scope=name, alpha=1.0)
+    if activation == "silu":
+        # SiLU, x * sigmoid(x), in one node.
+        active = g.contrib("QuickGelu", [gate], scope=name, alpha=1.0)
+    else:
+        active = g.op("Gelu", [gate], scope=name, approximate="tanh")
     return _affine(g, g.op("Mul", [active, up], scope=name), weights.down, f"{name}.down")
 
 
@@ -218,7 +292,10 @@ def _normed_heads(
     return parts
 
 
-def rope_tables(store: WeightStore, spec: DecoderSpec) -> tuple[Stored, Stored]:
+def rope_tables(store: WeightStore, spec: DecoderSpec) -> tuple[RopeTables, ...]:
     """Stores the rotary tables of the whole context."""
-    cosine, sine = spec.rope.tables(spec.context_length)
-    return store.add(cosine), store.add(sine)
+    tables = []
+    for rope in spec.ropes:
+        cosine, sine = rope.tables(spec.context_length)
+        tables.append(RopeTables(store.add(cosine), store.add(sine)))
+    return tuple(tables)

@@ -14,12 +14,9 @@ import numpy as np
 import onnx
 
 from edge_safe.export.graphs.builder import FLOAT, GraphBuilder
-from edge_safe.export.graphs.layers import norm
+from edge_safe.export.graphs.layers import HIDDEN, norm
 from edge_safe.export.graphs.spec import FloatArray
 from edge_safe.export.graphs.store import WeightStore
-
-# A score at which a position counts nothing. Finite: a prompt that is slot T alone stays a number.
-HIDDEN = -3.0e38
 
 
 @dataclass(frozen=True, slots=True)

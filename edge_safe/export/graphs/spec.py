@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+
+# gelu_tanh is GELU by its approximation with a hyperbolic tangent.
+Activation = Literal["silu", "gelu_tanh"]
 
 
 class TensorSource(Protocol):
@@ -41,8 +44,21 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerAttention:
+    """What the attention of one layer does differently from that of the others.
+
+    Attributes:
+        rope: Which of the decoder's rotary embeddings turns queries and keys; None turns nothing.
+        window: Positions that a position sees, itself the last of them; None for all before it.
+    """
+
+    rope: int | None = 0
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """A decoder of pre-norm layers with grouped-query attention and a SiLU-gated MLP.
+    """A decoder of pre-norm layers with grouped-query attention and a gated MLP.
 
     Attributes:
         layers: Number L of layers.
@@ -54,12 +70,20 @@ class DecoderSpec:
         vocab_size: Rows of the embedding.
         context_length: Longest sequence; the rotary tables have this many rows.
         eps: Epsilon of every RMSNorm.
-        rope: Rotary embedding.
+        ropes: Rotary embeddings that layers choose from.
         tied: Whether lm_head is the embedding.
         qkv_bias: Whether the query, key and value projections have a bias.
         output_bias: Whether the attention's output projection has one.
         mlp_bias: Whether the MLP's projections have one.
         qk_norm: Whether queries and keys are normalized per head before rotation.
+        post_norms: Whether the outputs of attention and MLP are normalized before they are added
+            to the residual.
+        activation: Of the MLP's gate.
+        attention: One entry a layer; empty where all layers see everything through the first
+            rotary embedding.
+        attention_scale: Factor of the attention scores; None for head_dim ** -0.5.
+        embedding_scale: Factor of the embedding's rows on their way in; lm_head has none.
+        logit_softcap: Bound c of the logits, c * tanh(logits / c); None without one.
     """
 
     layers: int
@@ -71,9 +95,19 @@ class DecoderSpec:
     vocab_size: int
     context_length: int
     eps: float
-    rope: Rope
+    ropes: tuple[Rope, ...]
     tied: bool
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    post_norms: bool = False
+    activation: Activation = "silu"
+    attention: tuple[LayerAttention, ...] = ()
+    attention_scale: float | None = None
+    embedding_scale: float = 1.0
+    logit_softcap: float | None = None
+
+    def attention_of(self, layer: int) -> LayerAttention:
+        """What is particular to a layer."""
+        return self.attention[layer] if self.attention else LayerAttention()
