@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_safe.errors import DataError
+from edge_safe.models.contrasts.reader import contrast_kinds, read_contrasts
+from edge_safe.models.contrasts.wordnet import WordNet
 from edge_safe.models.conversations import make_conversations
 from edge_safe.models.data import (
     Example,
@@ -26,7 +27,13 @@ from edge_safe.models.data import (
     user_turn,
 )
 from edge_safe.models.harmless.reader import kinds, part_of, read_kind, variations
-from edge_safe.models.recipe import DataSection, HarmlessSection, RephrasedSection
+from edge_safe.models.recipe import (
+    ContrastsSection,
+    DataSection,
+    HarmlessSection,
+    RephrasedSection,
+)
+from edge_safe.models.row_groups import RowGroups
 from edge_safe.models.ways_in import (
     BESIDE_PICTURES,
     BESIDE_RECORDINGS,
@@ -108,17 +115,14 @@ class _Maker:
             section.harmless, section.split_seed, "validation" if held else "train"
         )
         apart = {*PICTURE_TEXTS, BESIDE_PICTURES, BESIDE_RECORDINGS, DOCUMENTS}
-        plain = [row for kind, own in self._texts.items() if kind not in apart for row in own]
-        self._rows = [*rows, *plain]
-        self._harmful = [row for row in rows if row.unsafe]
-        self._harmless: defaultdict[str, list[Row]] = defaultdict(list)
-        for row in self._rows:
-            if not row.unsafe:
-                self._harmless[row.source].append(row)
-        self._sources = sorted(self._harmless)
-        self._by_source: defaultdict[str, list[Row]] = defaultdict(list)
-        for row in self._harmful:
-            self._by_source[row.source].append(row)
+        own = [row for kind, texts in self._texts.items() if kind not in apart for row in texts]
+        contrasts = _contrasts(section.contrasts, section, held)
+        self._rows = [*rows, *own, *contrasts]
+        harmful, harmless = ([r for r in rows if r.unsafe is unsafe] for unsafe in (True, False))
+        twins = {un: [row for row in contrasts if row.unsafe is un] for un in (True, False)}
+        self._count = len(harmful)
+        self._harmful = RowGroups(harmful, twins[True])
+        self._harmless = RowGroups(harmless, own, twins[False])
 
     def examples(self) -> Iterator[Example]:
         """Plain rows, wrapped ones, conversations, and the other ways in."""
@@ -139,7 +143,9 @@ class _Maker:
             self._begin("rephrased")
             yield from self._rephrased(section.rephrased)
         chance = self._begin("conversations")
-        yield from make_conversations(section.conversations, self._harmful, self._draw, chance)
+        yield from make_conversations(
+            section.conversations, self._count, self._draw_harmful, self._draw, chance
+        )
         around = Surroundings(
             **{
                 name: tuple(row.prompt for row in self._texts.get(kind, ()))
@@ -152,7 +158,7 @@ class _Maker:
             picture_texts=tuple(row for kind in PICTURE_TEXTS for row in self._texts.get(kind, ())),
         )
         yield from make_ways_in(
-            section, len(self._harmful), self._draw_harmful, self._draw, around, self._begin
+            section, self._count, self._draw_harmful, self._draw, around, self._begin
         )
 
     def _begin(self, way: str) -> random.Random:
@@ -161,45 +167,34 @@ class _Maker:
         return self._chance
 
     def _draw(self) -> Row:
-        """A harmless row, from the files and from our own prompts in turn at random.
-
-        On either side every source is as likely as another, however many rows it has.
-        """
-        own = self._chance.random() < 0.5
-        sources = [s for s in self._sources if (s in self._texts) == own] or self._sources
-        return self._chance.choice(self._harmless[self._chance.choice(sources)])
+        """A harmless row."""
+        return self._harmless.draw(self._chance)
 
     def _draw_harmful(self) -> Row:
-        """A harmful row; every source is as likely as another."""
-        return self._chance.choice(self._by_source[self._chance.choice(sorted(self._by_source))])
+        """A harmful row."""
+        return self._harmful.draw(self._chance)
 
     def _shells(self, name: str, share: float, choices: Sequence[str]) -> Iterator[Example]:
         if not choices:
             return
-        for _ in range(round(share * len(self._harmful))):
+        for _ in range(round(share * self._count)):
             for row in (self._draw_harmful(), self._draw()):
                 text = self._chance.choice(choices).replace("{prompt}", row.prompt)
                 yield Example(row.id, f"{name}:{row.source}", row.unsafe, (user_turn(text),))
 
     def _rephrased(self, section: RephrasedSection) -> Iterator[Example]:
         chance = self._chance
-        harmful, harmless = (_tasks_by_source(rows) for rows in (self._by_source, self._harmless))
+        harmful, harmless = (
+            rows.where(lambda row: find_task(row.prompt) is not None)
+            for rows in (self._harmful, self._harmless)
+        )
         if not harmful or not harmless:
             return
-        for _ in range(round(section.share * len(self._harmful))):
-            for tasks in (harmful, harmless):
-                row, task = chance.choice(tasks[chance.choice(sorted(tasks))])
-                text = chance.choice(section.forms).replace("{task}", task)
+        for _ in range(round(section.share * self._count)):
+            for rows in (harmful, harmless):
+                row = rows.draw(chance)
+                text = chance.choice(section.forms).replace("{task}", find_task(row.prompt) or "")
                 yield Example(row.id, f"rephrased:{row.source}", row.unsafe, (user_turn(text),))
-
-
-def _tasks_by_source(rows: Mapping[str, Sequence[Row]]) -> dict[str, list[tuple[Row, str]]]:
-    """Rows that name a task, with it; sources without one are left out."""
-    found = {
-        source: [(row, task) for row in own if (task := find_task(row.prompt))]
-        for source, own in rows.items()
-    }
-    return {source: tasks for source, tasks in found.items() if tasks}
 
 
 def find_task(prompt: str) -> str | None:
@@ -231,6 +226,20 @@ def _written_prompts(section: HarmlessSection | None, seed: int, part: str) -> d
             )
         ]
     return {kind: rows for kind, rows in found.items() if rows}
+
+
+def _contrasts(section: ContrastsSection | None, data: DataSection, held: bool) -> list[Row]:
+    """Requests in pairs of one side of the split, fewer of them for validation."""
+    if section is None:
+        return []
+    share = data.validation_share
+    number = max(1, round(section.prompts * share / (1 - share))) if held else section.prompts
+    wordnet = WordNet(Path(section.wordnet))
+    return [
+        Row(contrast.id, contrast.text, contrast.unsafe, kind)
+        for kind in contrast_kinds()
+        for contrast in read_contrasts(kind, held, number, data.split_seed, wordnet)
+    ]
 
 
 def _read_templates(path: Path, longest: int | None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from edge_safe.models.data import Example, Prompt, Row, user_turn
@@ -31,7 +31,8 @@ Maker = Callable[[Row, Row, random.Random], Example]
 
 def make_conversations(
     section: ConversationsSection,
-    harmful: Sequence[Row],
+    count: int,
+    harmful: Callable[[], Row],
     harmless: Callable[[], Row],
     chance: random.Random,
 ) -> Iterator[Example]:
@@ -39,7 +40,8 @@ def make_conversations(
 
     Args:
         section: The recipe's ``[data.conversations]``.
-        harmful: Harmful rows of one split.
+        count: What the shares are of: harmful rows of files in one split.
+        harmful: Draws a harmful row of that split.
         harmless: Draws a harmless row of the same split.
         chance: Draws everything else.
     """
@@ -51,8 +53,8 @@ def make_conversations(
         (section.harmless, _harmless, False),
     )
     for share, make, about_harm in kinds:
-        for _ in range(round(share * len(harmful))):
-            row = chance.choice(harmful) if about_harm else harmless()
+        for _ in range(round(share * count)):
+            row = harmful() if about_harm else harmless()
             yield make(row, harmless(), chance)
 
 

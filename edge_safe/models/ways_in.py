@@ -53,12 +53,12 @@ def make_ways_in(
     around: Surroundings,
     begin: Callable[[str], random.Random],
 ) -> Iterator[Example]:
-    """As many harmful and harmless examples of each way in as its share of the harmful rows.
+    """As many harmful and harmless examples of each way in as its share of the files' harmful rows.
 
     Args:
         section: The recipe's ``[data]``.
-        count: Harmful rows of one split.
-        harmful: Draws one of them.
+        count: What the shares are of: harmful rows of files in one split.
+        harmful: Draws a harmful row of that split.
         harmless: Draws a harmless row of the same split.
         around: What stands around requests, of the same split.
         begin: Starts the draws of a way in.

@@ -129,11 +129,11 @@ def variations(template: Template, number: int, seed: int, *, surface: bool = Fa
     for turn in range(4 * number):
         if len(prompts) == number:
             break
-        prompts[_typed(template.fill(filled[turn % len(filled)]), chance)] = None
+        prompts[typed(template.fill(filled[turn % len(filled)]), chance)] = None
     return list(prompts)
 
 
-def _typed(prompt: str, chance: random.Random) -> str:
+def typed(prompt: str, chance: random.Random) -> str:
     """The prompt as one of many people would type it."""
     way = chance.choice(("as is", "as is", "as is", "as is", "lower", "bare", "polite", "typo"))
     if way == "lower":

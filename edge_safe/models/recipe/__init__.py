@@ -5,6 +5,7 @@ from __future__ import annotations
 from edge_safe.models.recipe.data_sections import (
     AnswersSection,
     CarriersSection,
+    ContrastsSection,
     ConversationsSection,
     DataSection,
     HarmlessSection,
@@ -40,6 +41,7 @@ __all__ = [
     "CalibrationSection",
     "CarriersSection",
     "ComposedSection",
+    "ContrastsSection",
     "ConversationsSection",
     "DataSection",
     "HarmlessSection",

@@ -13,8 +13,8 @@ from edge_safe.models.recipe.section import Count, OpenShare, Positive, Section,
 class WrappingsSection(Section, frozen=True):
     """``[data.wrappings]``: jailbreak templates around harmful and harmless requests alike.
 
-    ``share`` counts wrapped harmful rows as a share of the harmful rows, and as many harmless ones
-    are wrapped. Templates of the validation split are never used for training.
+    ``share`` counts wrapped harmful rows as a share of the files' harmful rows, and as many
+    harmless ones are wrapped. Templates of the validation split are never used for training.
     """
 
     file: Text
@@ -126,6 +126,17 @@ class HarmlessSection(Section, frozen=True):
     kinds: dict[str, Weight] = msgspec.field(default_factory=dict)
 
 
+class ContrastsSection(Section, frozen=True):
+    """``[data.contrasts]``: the same words around harm and around something harmless.
+
+    ``prompts`` are made of each kind (``models/contrasts``) and reading. ``wordnet`` is the folder
+    of WordNet 3.0's database files, where Debian's wordnet-base puts it by default.
+    """
+
+    prompts: Annotated[int, Meta(ge=1)]
+    wordnet: Text = "/usr/share/wordnet"
+
+
 class DataSection(Section, frozen=True):
     """``[data]``: files below ``--data``; ``caps`` limits rows per source.
 
@@ -142,6 +153,7 @@ class DataSection(Section, frozen=True):
     wrappings: WrappingsSection | None = None
     written_wrappings: Weight = 0.0
     harmless: HarmlessSection | None = None
+    contrasts: ContrastsSection | None = None
     carriers: CarriersSection | None = None
     rephrased: RephrasedSection | None = None
     long: LongSection | None = None
