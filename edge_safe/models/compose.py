@@ -229,14 +229,17 @@ def _written_prompts(section: HarmlessSection | None, seed: int, part: str) -> d
 
 
 def _contrasts(section: ContrastsSection | None, data: DataSection, held: bool) -> list[Row]:
-    """Requests in pairs of one side of the split, fewer of them for validation."""
+    """Requests in pairs of one side of the split, fewer of them for validation.
+
+    Their source has a colon, since they are not requests as they come; see ``as_they_came``.
+    """
     if section is None:
         return []
     share = data.validation_share
     number = max(1, round(section.prompts * share / (1 - share))) if held else section.prompts
     wordnet = WordNet(Path(section.wordnet))
     return [
-        Row(contrast.id, contrast.text, contrast.unsafe, kind)
+        Row(contrast.id, contrast.text, contrast.unsafe, f"contrast:{kind}")
         for kind in contrast_kinds()
         for contrast in read_contrasts(kind, held, number, data.split_seed, wordnet)
     ]

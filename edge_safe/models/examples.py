@@ -87,7 +87,7 @@ class LogOdds:
         return self._where([name == modality for name in self.modalities])
 
     def as_they_came(self) -> LogOdds:
-        """The rows whose request stands alone, nothing put around it."""
+        """The rows of files and of our own prompts whose request stands alone."""
         return self._where([":" not in source for source in self.sources])
 
     def _where(self, wanted: Sequence[bool]) -> LogOdds:
