@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -129,6 +130,13 @@ def find_family(folder: Path) -> tuple[str, OpenCheckpoint]:
     module = importlib.import_module(f"{families.__name__}.{model_type}")
     opener: OpenCheckpoint = module.open_checkpoint
     return model_type, opener
+
+
+def find_module(model_type: str) -> ModuleType | None:
+    """The file of a model type, None where there is none."""
+    if model_type not in family_names():
+        return None
+    return importlib.import_module(f"{families.__name__}.{model_type}")
 
 
 def family_names() -> list[str]:
