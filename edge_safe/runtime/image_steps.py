@@ -15,7 +15,8 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from edge_safe.errors import GateError
+from edge_safe.errors import GateError, MediaError
+from edge_safe.runtime.image_io import MAX_PIXELS
 
 ByteImage = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
@@ -131,6 +132,7 @@ def pixel_values(image: ByteImage, pixels: Pixels) -> PixelValues:
     """Prepares one (H, W, 3) uint8 picture.
 
     Raises:
+        MediaError: It is so long and thin that a step would enlarge it beyond measure.
         GateError: The steps leave tiles of different sizes, which no tower takes.
     """
     tiles = Tiles((image,))
@@ -169,6 +171,11 @@ def _apply(step: Step, tiles: Tiles) -> Tiles:
 def _resize(image: ByteImage, height: int, width: int, resample: Resample) -> ByteImage:
     from PIL.Image import Resampling, fromarray
 
+    if height * width > MAX_PIXELS:
+        raise MediaError(
+            f"A picture of {image.shape[1]} x {image.shape[0]} pixels would be enlarged to {width} "
+            f"x {height}, too long for its breadth. Crop it."
+        )
     made = fromarray(image).resize((width, height), Resampling[resample.upper()])
     return np.asarray(made)
 
