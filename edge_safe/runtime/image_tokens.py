@@ -17,6 +17,9 @@ from edge_safe.runtime.image_steps import FloatArray, PixelValues
 from edge_safe.runtime.tokens import Piece, Trusted
 
 Marker = Annotated[str, Meta(min_length=1)]
+# Rows and columns of tiles whose markers may be tokens of their own.
+MARKED = 16
+
 Count = Annotated[int, Meta(ge=1, le=65536)]
 
 
@@ -55,7 +58,9 @@ def markers(layout: Layout) -> list[str]:
     """Texts of a layout that may be special tokens."""
     match layout:
         case TileRows():
-            return [layout.around, layout.whole]
+            places = range(1, MARKED + 1)
+            rows = [f"<row_{row}_col_{column}>" for row in places for column in places]
+            return [layout.around, layout.whole, *rows]
         case Plain():
             return []
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from edge_safe import Decision, Policy, Reply, SafeModel
-from edge_safe.errors import BundleError, ExportError, MediaError, SchemaError
+from edge_safe.errors import BundleError, ExportError, MediaError, PromptError, SchemaError
 from edge_safe.export import ExportReport, export_bundle
 from edge_safe.export.families.base import find_family
 from edge_safe.models.safety_model import SafetyTokenModel
@@ -217,6 +217,13 @@ def test_a_picture_alone_is_a_prompt(model: SafeModel) -> None:
     assert model.assess("", images=[PICTURES["small"]]).decision is Decision.ALLOW
 
 
+def test_pictures_beyond_the_context_are_refused_early(model: SafeModel) -> None:
+    before = model.run_counts()["vision_encoder"]
+    with pytest.raises(PromptError, match=r"pictures take .* context has 1024"):
+        model.assess(QUESTION, images=[PICTURES["wide"]] * 400)
+    assert model.run_counts()["vision_encoder"] - before <= 1024 // 4
+
+
 def test_sound_is_refused(model: SafeModel) -> None:
     with pytest.raises(MediaError, match="no tower for sound"):
         model.assess(QUESTION, audio=(np.zeros(16000, np.float32), 16000))
@@ -414,5 +421,23 @@ def test_a_placeholder_that_text_could_write_is_refused(
         if entry["content"] == "<image>":
             entry.update(changes)
     path.write_text(json.dumps(document))
+    (checkpoint / "model.safetensors").unlink()
     with pytest.raises(ExportError, match=message):
+        find_family(checkpoint)[1](checkpoint)
+
+
+def test_a_tokenizer_that_the_runtime_cannot_follow_is_refused(tmp_path: Path) -> None:
+    checkpoint = write_vision_family(tmp_path / "checkpoint", "idefics3")
+    path = checkpoint / "tokenizer.json"
+    document = json.loads(path.read_text())
+    # A leading space for the first text of all, and for none behind a special token.
+    document["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Metaspace", "replacement": "Ġ", "prepend_scheme": "first", "split": False},
+            document["pre_tokenizer"],
+        ],
+    }
+    path.write_text(json.dumps(document))
+    with pytest.raises(ExportError, match="tokenize a prompt with a picture otherwise"):
         find_family(checkpoint)[1](checkpoint)

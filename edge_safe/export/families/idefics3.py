@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from edge_safe.errors import ExportError
-from edge_safe.export.families.base import Opened
+from edge_safe.export.families.base import Opened, Tower
 from edge_safe.export.image_processors import read_image_processor, tiles_and_whole
 from edge_safe.export.towers.modules import Layers
+from edge_safe.export.towers.squares import square_tower
 from edge_safe.export.towers.vision_transformer import check_vision, square_states
 from edge_safe.export.vision_language import Pictures, VisionFamily, open_vision
 from edge_safe.runtime.image_tokens import TileRows
@@ -37,8 +38,6 @@ def _describe(config: Any, folder: Path) -> Pictures:
         layout=TileRows(
             (side // config.scale_factor) ** 2, "<fake_token_around_image>", "<global-img>"
         ),
-        side=vision.image_size,
-        image_token_id=config.image_token_id,
     )
 
 
@@ -65,4 +64,9 @@ def _features(model: Any, pixel_values: Tensor) -> Tensor:
     return found.view(len(pixel_values), -1, found.shape[-1])
 
 
-FAMILY = VisionFamily(_describe, "model.text_model.", _emit, _features)
+def _tower(model: Any, pictures: Pictures) -> Tower:
+    side, width = model.config.vision_config.image_size, model.config.text_config.hidden_size
+    return square_tower(model, side, pictures.layout.tokens, width, _emit, _features)
+
+
+FAMILY = VisionFamily(_describe, "model.text_model.", _tower)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from edge_safe.errors import ExportError
-from edge_safe.export.families.base import Opened
+from edge_safe.export.families.base import Opened, Tower
 from edge_safe.export.image_processors import one_square, read_image_processor
 from edge_safe.export.towers.modules import Layers
+from edge_safe.export.towers.squares import square_tower
 from edge_safe.export.towers.vision_transformer import (
     check_activation,
     check_vision,
@@ -38,8 +39,6 @@ def _describe(config: Any, folder: Path) -> Pictures:
     return Pictures(
         pixels=one_square(read_image_processor(folder), vision.image_size),
         layout=Plain(states - _skipped(config)),
-        side=vision.image_size,
-        image_token_id=config.image_token_id,
     )
 
 
@@ -81,4 +80,9 @@ def _features(model: Any, pixel_values: Tensor) -> Tensor:
     return torch.stack(list(model.get_image_features(pixel_values, return_dict=True).pooler_output))
 
 
-FAMILY = VisionFamily(_describe, "model.language_model.", _emit, _features)
+def _tower(model: Any, pictures: Pictures) -> Tower:
+    side, width = model.config.vision_config.image_size, model.config.text_config.hidden_size
+    return square_tower(model, side, pictures.layout.tokens, width, _emit, _features)
+
+
+FAMILY = VisionFamily(_describe, "model.language_model.", _tower)

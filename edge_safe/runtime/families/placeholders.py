@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from edge_safe.errors import GateError, MediaError, SchemaError
+from edge_safe.errors import GateError, MediaError, PromptError, SchemaError
 from edge_safe.runtime.bundle import Bundle
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.families.base import Media, Placed
 from edge_safe.runtime.image_io import read_image
-from edge_safe.runtime.image_steps import FloatArray, Pixels, pixel_values
+from edge_safe.runtime.image_steps import FloatArray, Pixels, PixelValues, pixel_values
 from edge_safe.runtime.image_tokens import Layout, Marker, lay_out, markers
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.tokens import Tokens
@@ -64,6 +64,7 @@ class PlaceholderFamily:
 
         Raises:
             MediaError: They cannot be read, or this bundle cannot judge them.
+            PromptError: They do not fit the context.
             GateError: The deadline passed, or the tower gave no usable numbers.
         """
         if isinstance(images, str | bytes):
@@ -75,17 +76,31 @@ class PlaceholderFamily:
                 "This bundle's picture projector has not been trained, so the gate cannot judge "
                 "pictures. Use a bundle where it is, or ask in words."
             )
-        placed = []
+        placed, rows = [], 0
         for image in images:
             if deadline is not None:
                 deadline.check()
-            placed.append(self._see(image, deadline))
-        rows = sum(len(p) for entry in placed for p in entry.pieces if isinstance(p, np.ndarray))
+            pixels = pixel_values(read_image(image), self._image.pixels)
+            rows += len(pixels.values) * self._image.layout.tokens
+            self._check_room(rows)
+            placed.append(self._see(pixels, deadline))
         return Media(placed=placed, image_tokens=rows)
 
-    def _see(self, image: ImageInput, deadline: Deadline | None) -> Placed:
+    def _check_room(self, rows: int) -> None:
+        """Turns too many pictures away before the tower has seen all of them.
+
+        Raises:
+            PromptError: They alone do not fit the context.
+        """
+        limit = self._bundle.manifest.model.context_length
+        if rows > limit:
+            raise PromptError(
+                f"The pictures take {rows} positions or more; this model's context has {limit}. "
+                "Leave some out."
+            )
+
+    def _see(self, pixels: PixelValues, deadline: Deadline | None) -> Placed:
         """One picture as what stands in its place."""
-        pixels = pixel_values(read_image(image), self._image.pixels)
         session = self._bundle.session(VISION_ENCODER)
         abort = None if deadline is None else deadline.abort
         found = session.run({"pixel_values": pixels.values}, abort)["image_features"]
