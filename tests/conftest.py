@@ -84,9 +84,17 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_checkpoint(
-    folder: Path, make: Callable[[], PreTrainedModel], layers: tuple[int, ...] = (1, 2)
+    folder: Path,
+    make: Callable[[], PreTrainedModel],
+    layers: tuple[int, ...] = (1, 2),
+    *,
+    template: str = TEMPLATE,
+    special: tuple[str, ...] = (),
 ) -> None:
-    """Writes a random model with the tiny tokenizer and random heads; the last one is the gate."""
+    """Writes a random model with the tiny tokenizer and random heads; the last one is the gate.
+
+    Special tokens beyond the usual ones take the rows behind the vocabulary's.
+    """
     import torch
     from transformers import PreTrainedTokenizerFast
 
@@ -100,8 +108,8 @@ def write_checkpoint(
         eos_token="<|im_end|>",
         pad_token="<|im_end|>",
         bos_token="<|im_start|>",
-        chat_template=TEMPLATE,
-        additional_special_tokens=["<|safe|>", "<|unsafe|>"],
+        chat_template=template,
+        additional_special_tokens=["<|safe|>", "<|unsafe|>", *special],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)

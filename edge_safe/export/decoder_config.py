@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from edge_safe.errors import ExportError
-from edge_safe.export.families.base import Opened, float_array
+from edge_safe.export.families.base import Opened, family_names, find_module, float_array
 from edge_safe.export.graphs.spec import (
     Activation,
     DecoderSpec,
@@ -41,24 +42,51 @@ SpecOf = Callable[[Any], DecoderSpec]
 Translate = Callable[[TensorSource, DecoderSpec], TensorSource]
 
 
-def open_text(folder: Path, spec_of: SpecOf, translate: Translate | None = None) -> Opened:
-    """Opens a text-only checkpoint in fp32.
+@dataclass(frozen=True, slots=True)
+class TextFamily:
+    """What a text-only family's file offers as ``TEXT``, to itself and to models that contain it.
 
-    Args:
-        folder: The checkpoint.
+    Attributes:
         spec_of: Describes the decoder from its configuration.
         translate: Gives the weights by the names of Llama's, where the family has other ones.
+    """
+
+    spec_of: SpecOf
+    translate: Translate | None = None
+
+    def tensors(self, tensor: TensorSource, spec: DecoderSpec) -> TensorSource:
+        """The weights by the names of Llama's."""
+        return tensor if self.translate is None else self.translate(tensor, spec)
+
+
+def text_family(model_type: str) -> TextFamily:
+    """The text-only family that a model's language part belongs to.
+
+    Raises:
+        ExportError: There is none of that type.
+    """
+    found = find_module(model_type)
+    family = getattr(found, "TEXT", None)
+    if not isinstance(family, TextFamily):
+        known = [name for name in family_names() if hasattr(find_module(name), "TEXT")]
+        raise ExportError(
+            f"The language model inside is a {model_type!r}, which cannot be exported yet; "
+            f"possible: {', '.join(known)}."
+        )
+    return family
+
+
+def open_text(folder: Path, family: TextFamily) -> Opened:
+    """Opens a text-only checkpoint in fp32.
 
     Raises:
         CheckpointError: It cannot be opened.
         ExportError: It uses something that the graphs cannot express.
     """
-    spec = spec_of(read_config(folder))
+    spec = family.spec_of(read_config(folder))
     base = load_base(folder, torch.float32)
-    tensor = tensors_of(base.model)
-    return Opened(
-        spec, tensor if translate is None else translate(tensor, spec), base.model, base.tokenizer
-    )
+    tensor = family.tensors(tensors_of(base.model), spec)
+    return Opened(spec, tensor, base.model, base.tokenizer)
 
 
 def read_config(folder: Path) -> Any:

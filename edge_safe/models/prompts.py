@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from edge_safe.errors import CheckpointError, RecipeError
@@ -45,6 +47,22 @@ def _reads_nothing(medium: Medium) -> Sequence[int]:
     )
 
 
+def template_parts(text: str) -> list[dict[str, str]]:
+    """A content of text alone as templates with places for media take it."""
+    return [{"type": "text", "text": text}]
+
+
+def _takes_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template reads lists of parts and drops plain strings."""
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": _OPEN}], tokenize=False
+        )
+    except (TypeError, TemplateError):
+        return True
+    return _OPEN not in str(rendered)
+
+
 class PromptEncoder:
     """Encodes conversations with a tokenizer's chat template, up to the start of the answer.
 
@@ -64,6 +82,7 @@ class PromptEncoder:
                 "Put a chat_template.jinja beside the model."
             )
         self.tokenizer = tokenizer
+        self._parts = _takes_parts(tokenizer)
         self.max_tokens = max_tokens
         self.read = read
         special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
@@ -98,7 +117,10 @@ class PromptEncoder:
         return self._plain(text, as_text=True) + ([] if end is None else [int(end)])
 
     def _render(self, messages: Sequence[Message]) -> str:
-        conversation = [{"role": m.role, "content": m.content} for m in messages]
+        conversation: Any = [
+            {"role": m.role, "content": template_parts(m.content) if self._parts else m.content}
+            for m in messages
+        ]
         rendered = self.tokenizer.apply_chat_template(
             conversation, tokenize=False, add_generation_prompt=True
         )

@@ -103,11 +103,13 @@ class SafeModel:
         engine.load()
         controls = {*safety.control_token_ids, safety.safe_token_id, safety.unsafe_token_id}
         tokens = Tokens(bundle.read(TOKENIZER_FILE), sorted(controls))
-        template = ChatTemplate(_text(bundle, TEMPLATE_FILE), _template_variables(bundle))
+        family = open_family(bundle, tokens, untrained_towers)
+        template = ChatTemplate(
+            _text(bundle, TEMPLATE_FILE), _template_variables(bundle), family.placeholders
+        )
         builder = PromptBuilder(
             template, tokens, safety.safe_token_id, bundle.manifest.model.context_length
         )
-        family = open_family(bundle, tokens, untrained_towers)
         return cls(Requests(bundle, engine, tokens, builder, family, policy))
 
     @property

@@ -9,8 +9,9 @@ import numpy as np
 
 from edge_safe.errors import PromptError
 from edge_safe.runtime.calibration import Modality
+from edge_safe.runtime.families.base import Placed
 from edge_safe.runtime.session import Array
-from edge_safe.runtime.template import ChatTemplate, Content
+from edge_safe.runtime.template import ChatTemplate, Content, Place
 from edge_safe.runtime.tokens import Piece, Tokens, Trusted, Untrusted
 
 # No tokenizer in use averages more characters per token; longer prompts are not even tokenized.
@@ -27,6 +28,7 @@ class Message:
     Attributes:
         role: ``system``, ``user`` or ``assistant``.
         content: Texts, ids (n,) and embeddings (n, d), in order.
+        media: What stands at the template's own places for media, in front of the content.
         image_tokens: Embeddings that stand for pictures.
         audio_tokens: Embeddings that stand for sound.
         modality: The way in.
@@ -34,6 +36,7 @@ class Message:
 
     role: str
     content: list[Piece] = field(default_factory=list)
+    media: list[Placed] = field(default_factory=list)
     image_tokens: int = 0
     audio_tokens: int = 0
     modality: Modality = "text"
@@ -70,9 +73,13 @@ class PromptBuilder:
         """
         self._check_length(messages)
         pieces: list[Piece] = []
-        for part in self._template.render([message.role for message in messages]):
+        kinds = [[medium.kind for medium in message.media] for message in messages]
+        for part in self._template.render([message.role for message in messages], kinds):
             if isinstance(part, str):
                 pieces.append(Trusted(part))
+                continue
+            if isinstance(part, Place):
+                pieces.extend(messages[part.message].media[part.medium].pieces)
                 continue
             message = messages[part.message]
             if message.role == "assistant" and not self._ends_with_safe(pieces):
@@ -133,7 +140,9 @@ def check_not_empty(message: Message) -> None:
     Raises:
         PromptError: It is empty.
     """
-    visible = any(not isinstance(p, Untrusted) or p.text.strip() for p in message.content)
+    visible = bool(message.media) or any(
+        not isinstance(p, Untrusted) or p.text.strip() for p in message.content
+    )
     if message.role == "user" and not visible:
         count = sum(len(p.text) for p in message.content if isinstance(p, Untrusted))
         raise PromptError(

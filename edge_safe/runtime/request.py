@@ -76,7 +76,9 @@ class Requests:
         audio: AudioInput | None,
         deadline: Deadline,
     ) -> Message:
-        """Puts the embeddings of pictures and sound in front of a message's text.
+        """Puts the embeddings of pictures and sound at their places in a message.
+
+        These are the chat template's own, or else in front of the text.
 
         Raises:
             MediaError: A picture or sound cannot be used.
@@ -86,6 +88,13 @@ class Requests:
         # A picture without a word in it came in as a picture all the same.
         if audio is not None or len(images):
             message = replace(message, modality="image" if audio is None else "audio")
+        if media.placed:
+            return replace(
+                message,
+                media=media.placed,
+                image_tokens=media.image_tokens,
+                audio_tokens=media.audio_tokens,
+            )
         features = [array for array in media.features if len(array)]
         if not features:
             return message

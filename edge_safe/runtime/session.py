@@ -130,10 +130,10 @@ class Session:
         self.runs = 0
         self._lock = threading.Lock()
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array], abort: Abort | None = None) -> dict[str, Array]:
         """Runs the graph on host arrays and returns all outputs by name."""
         self.count()
-        values = self._session.run(None, dict(feeds))
+        values = self._session.run(None, dict(feeds), abort.options if abort else None)
         return dict(zip(self.outputs, values, strict=True))
 
     def binding(self) -> Binding:

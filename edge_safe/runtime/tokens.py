@@ -63,6 +63,7 @@ class Tokens:
                 f"The control tokens {missing} are not special tokens of this tokenizer, so text "
                 "could produce them. Export the bundle again."
             )
+        self._ordinary = {t.content for t in added.values() if not t.special}
         self._ids = {token.content: index for index, token in special.items()}
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         self._forbidden = np.array(
@@ -106,6 +107,31 @@ class Tokens:
     def text_of(self, index: int) -> str:
         """How a special token is written."""
         return next((text for text, i in self._ids.items() if i == index), "\0")
+
+    def require_special(self, text: str) -> None:
+        """Makes sure that a text is one special token, which no user's text can become.
+
+        Raises:
+            BundleError: It is not.
+        """
+        if text not in self._ids:
+            raise BundleError(
+                f"{text!r} stands for media but is no special token of this tokenizer, so text "
+                "could produce it. Export the bundle again."
+            )
+
+    def require_unspoken(self, texts: Sequence[str]) -> None:
+        """Makes sure that markers are special tokens or plain words, not something between.
+
+        Raises:
+            BundleError: One is a token of its own that a user's text would become.
+        """
+        for text in texts:
+            if text in self._ordinary:
+                raise BundleError(
+                    f"The marker {text!r} is a token that is not special, so text could produce "
+                    "it. Export the bundle again."
+                )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without special tokens."""

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from edge_safe.errors import BundleError, PromptError
 from edge_safe.runtime.prompt import Message, PromptBuilder, token_ids
-from edge_safe.runtime.template import ChatTemplate, Content
+from edge_safe.runtime.template import ChatTemplate, Content, Place
 from edge_safe.runtime.tokens import Tokens, Trusted, Untrusted
 
 SAFE, UNSAFE = 3, 4
@@ -182,3 +182,37 @@ def test_pieces_that_were_heard_become_those_of_the_typed_text(
     assert len(letters) > len(typed)
     assert tokens.respelled(letters).tolist() == typed
     assert not len(tokens.respelled([]))
+
+
+PLACES = (
+    "{% for m in messages %}[{{ m['role'] }}]{% for part in m['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+IMAGES = {"image": "<image>"}
+
+
+def test_places_for_media_are_found_in_order() -> None:
+    template = ChatTemplate(PLACES, {}, IMAGES)
+    parts = template.render(["user", "assistant", "user"], [["image"], [], ["image", "image"]])
+    assert parts == [
+        "[user]", Place(0, 0), Content(0), "[assistant]", Content(1),
+        "[user]", Place(2, 0), Place(2, 1), Content(2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (PLACES.replace("<image>", ""), "no place for 1 of the media"),
+        (PLACES.replace("<image>", "<image><image>"), "more often than there are media"),
+    ],
+)
+def test_a_template_has_one_place_for_each_medium(source: str, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        ChatTemplate(source, {}, IMAGES).render(["user"], [["image"]])
+
+
+def test_a_placeholder_in_a_template_without_media_is_not_left_as_text() -> None:
+    with pytest.raises(BundleError, match="more often than there are media"):
+        ChatTemplate("<image>" + PLACES, {}, IMAGES).render(["user"])

@@ -1,4 +1,26 @@
-"""What a family has to offer, and how it is found."""
+"""What a family has to offer, and how it is found.
+
+A text-only family is a ``TextFamily`` named ``TEXT`` (``decoder_config``) and ``open_checkpoint``.
+
+A vision-language family is a ``VisionFamily`` (``vision_language``) and ``open_checkpoint``; its
+language model is found by the ``model_type`` of ``text_config`` among the text-only families. It
+has to give
+
+- ``describe(config, folder)``: the ``Pictures``, or an ``ExportError``, before weights are read.
+  The pixel values come from ``image_processors`` as rows of ``runtime.image_steps`` (``resize``,
+  ``resize_shortest_edge``, ``resize_longest_edge``, ``pad_to_square``, ``center_crop``,
+  ``split_into_tiles``); what stands in the prompt is a row of ``runtime.image_tokens`` (``plain``,
+  ``tile_rows``). A new row is a Struct with its tag and one case in the function that matches it.
+- ``language``: the prefix of the language model's weights;
+- ``tower(model, pictures)``: the graph ``vision_encoder``. For squares ``towers.squares`` makes it
+  of two functions: ``emit(model, layers, x)``, the nodes of tower and projector
+  (``towers.vision_transformer``, ``towers.modules``), and ``features(model, pixel_values)``, what
+  torch makes of the same.
+
+``runtime.families.placeholders`` serves the bundle; no file there, unless a family needs more than
+features at the template's places. ``tests/export/vision_families.py`` takes one row for its tiny
+checkpoint, and every test of vision-language families runs on it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +31,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -129,6 +152,13 @@ def find_family(folder: Path) -> tuple[str, OpenCheckpoint]:
     module = importlib.import_module(f"{families.__name__}.{model_type}")
     opener: OpenCheckpoint = module.open_checkpoint
     return model_type, opener
+
+
+def find_module(model_type: str) -> ModuleType | None:
+    """The file of a model type, None where there is none."""
+    if model_type not in family_names():
+        return None
+    return importlib.import_module(f"{families.__name__}.{model_type}")
 
 
 def family_names() -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from edge_safe.errors import ExportError
 from edge_safe.export.decoder_config import (
+    TextFamily,
     decoder_spec,
     layer_windows,
     open_text,
@@ -26,7 +27,7 @@ from edge_safe.export.graphs.spec import DecoderSpec, FloatArray, LayerAttention
 
 def open_checkpoint(folder: Path) -> Opened:
     """Opens a Gemma 3 text checkpoint; see ``open_text``."""
-    return open_text(folder, gemma3_spec, _norms_around_one)
+    return open_text(folder, TEXT)
 
 
 def gemma3_spec(config: Any) -> DecoderSpec:
@@ -74,3 +75,6 @@ def _norms_around_one(tensor: TensorSource, _: DecoderSpec) -> TensorSource:
         return value + np.float32(1) if name.endswith("norm.weight") else value
 
     return shifted
+
+
+TEXT = TextFamily(gemma3_spec, _norms_around_one)

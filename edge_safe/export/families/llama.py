@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge_safe.export.decoder_config import decoder_spec, open_text, static_rope
+from edge_safe.export.decoder_config import TextFamily, decoder_spec, open_text, static_rope
 from edge_safe.export.families.base import Opened
 from edge_safe.export.graphs.spec import DecoderSpec
 
 
 def open_checkpoint(folder: Path) -> Opened:
     """Opens a Llama checkpoint; see ``open_text``."""
-    return open_text(folder, llama_spec)
+    return open_text(folder, TEXT)
 
 
 def llama_spec(config: Any) -> DecoderSpec:
@@ -28,3 +28,6 @@ def llama_spec(config: Any) -> DecoderSpec:
         output_bias=bool(config.attention_bias),
         mlp_bias=bool(config.mlp_bias),
     )
+
+
+TEXT = TextFamily(llama_spec)

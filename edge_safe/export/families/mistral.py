@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_safe.export.decoder_config import (
+    TextFamily,
     decoder_spec,
     open_text,
     static_rope,
@@ -19,7 +20,7 @@ from edge_safe.export.graphs.spec import DecoderSpec
 
 def open_checkpoint(folder: Path) -> Opened:
     """Opens a Mistral checkpoint; see ``open_text``."""
-    return open_text(folder, mistral_spec)
+    return open_text(folder, TEXT)
 
 
 def mistral_spec(config: Any) -> DecoderSpec:
@@ -32,3 +33,6 @@ def mistral_spec(config: Any) -> DecoderSpec:
         decoder_spec(config, config.hidden_act, [static_rope(config)]),
         attention=windowed(uniform_windows(config)),
     )
+
+
+TEXT = TextFamily(mistral_spec)

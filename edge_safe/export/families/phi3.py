@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_safe.export.decoder_config import (
+    TextFamily,
     decoder_spec,
     open_text,
     static_rope,
@@ -19,7 +20,7 @@ from edge_safe.export.graphs.spec import DecoderSpec, FloatArray, TensorSource
 
 def open_checkpoint(folder: Path) -> Opened:
     """Opens a Phi-3 checkpoint; see ``open_text``."""
-    return open_text(folder, phi3_spec, _unfused)
+    return open_text(folder, TEXT)
 
 
 def phi3_spec(config: Any) -> DecoderSpec:
@@ -54,3 +55,6 @@ def _unfused(tensor: TensorSource, spec: DecoderSpec) -> TensorSource:
         return tensor(".".join([*path, fused, kind]))[start : start + count]
 
     return part
+
+
+TEXT = TextFamily(phi3_spec, _unfused)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_safe.export.decoder_config import (
+    TextFamily,
     decoder_spec,
     layer_windows,
     open_text,
@@ -19,7 +20,7 @@ from edge_safe.export.graphs.spec import DecoderSpec
 
 def open_checkpoint(folder: Path) -> Opened:
     """Opens a Qwen 2 checkpoint; see ``open_text``."""
-    return open_text(folder, qwen2_spec)
+    return open_text(folder, TEXT)
 
 
 def qwen2_spec(config: Any) -> DecoderSpec:
@@ -33,3 +34,6 @@ def qwen2_spec(config: Any) -> DecoderSpec:
         qkv_bias=True,
         attention=windowed(layer_windows(config)),
     )
+
+
+TEXT = TextFamily(qwen2_spec)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_safe.export.decoder_config import (
+    TextFamily,
     decoder_spec,
     layer_windows,
     open_text,
@@ -19,7 +20,7 @@ from edge_safe.export.graphs.spec import DecoderSpec
 
 def open_checkpoint(folder: Path) -> Opened:
     """Opens a Qwen 3 checkpoint; see ``open_text``."""
-    return open_text(folder, qwen3_spec)
+    return open_text(folder, TEXT)
 
 
 def qwen3_spec(config: Any) -> DecoderSpec:
@@ -35,3 +36,6 @@ def qwen3_spec(config: Any) -> DecoderSpec:
         qk_norm=True,
         attention=windowed(layer_windows(config)),
     )
+
+
+TEXT = TextFamily(qwen3_spec)

@@ -6,14 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge_safe.export.decoder_config import decoder_spec, layer_windows, open_text, static_rope
+from edge_safe.export.decoder_config import (
+    TextFamily,
+    decoder_spec,
+    layer_windows,
+    open_text,
+    static_rope,
+)
 from edge_safe.export.families.base import Opened
 from edge_safe.export.graphs.spec import DecoderSpec, LayerAttention
 
 
 def open_checkpoint(folder: Path) -> Opened:
     """Opens a SmolLM3 checkpoint; see ``open_text``."""
-    return open_text(folder, smollm3_spec)
+    return open_text(folder, TEXT)
 
 
 def smollm3_spec(config: Any) -> DecoderSpec:
@@ -34,3 +40,6 @@ def smollm3_spec(config: Any) -> DecoderSpec:
             for turned, window in zip(rotary, layer_windows(config), strict=True)
         ),
     )
+
+
+TEXT = TextFamily(smollm3_spec)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import nn
 
@@ -10,6 +12,16 @@ from edge_safe.export.graphs.builder import GraphBuilder
 from edge_safe.export.graphs.matrices import Matrix, linear, store_linear
 from edge_safe.export.graphs.store import WeightStore
 from edge_safe.export.quantization import MatrixFormat
+
+# Name in transformers -> operator and its attributes.
+ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gelu": ("Gelu", {"approximate": "none"}),
+    "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
+    "quick_gelu": ("QuickGelu", {"alpha": 1.702}),
+    "relu": ("Relu", {}),
+}
+# Those that are ONNX Runtime's own.
+CONTRIBUTED = {"QuickGelu"}
 
 
 class Layers:
@@ -44,7 +56,8 @@ class Layers:
         inputs = [x, self.g.weight(f"{name}.weight", self._store.add(float_array(layer.weight)))]
         if layer.bias is not None:
             inputs.append(self.g.weight(f"{name}.bias", self._store.add(float_array(layer.bias))))
-        if isinstance(layer.padding, str):
+        padding = (0,) * len(layer.kernel_size) if layer.padding == "valid" else layer.padding
+        if isinstance(padding, str):
             raise ValueError(f"{name} has padding {layer.padding!r}, numbers are needed")
         return self.g.op(
             "Conv",
@@ -52,13 +65,20 @@ class Layers:
             scope=name,
             kernel_shape=list(layer.kernel_size),
             strides=list(layer.stride),
-            pads=[*layer.padding, *layer.padding],
+            pads=[*padding, *padding],
             group=layer.groups,
         )
 
     def gelu(self, x: str, name: str) -> str:
         """The exact GELU."""
-        return self.g.op("Gelu", [x], scope=name, approximate="none")
+        return self.activation(x, "gelu", name)
+
+    def activation(self, x: str, kind: str, name: str) -> str:
+        """An activation by the name that transformers gives it, a key of ``ACTIVATIONS``."""
+        operator, attributes = ACTIVATIONS[kind]
+        if operator in CONTRIBUTED:
+            return self.g.contrib(operator, [x], scope=name, **attributes)
+        return self.g.op(operator, [x], scope=name, **attributes)
 
     def turn(self, x: str, name: str) -> str:
         """(N, T, c) <-> (N, c, T)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,26 +14,54 @@ from edge_safe.runtime.bundle import Bundle
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.session import Array
-from edge_safe.runtime.tokens import Tokens
+from edge_safe.runtime.tokens import Piece, Tokens
+
+PLACEHOLDERS = "placeholders"
+# Files of this package that are no family.
+HELPERS = ("base", PLACEHOLDERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One picture or sound that has a place of its own in the chat template.
+
+    Attributes:
+        kind: Type of the part that the template is given, ``image`` say.
+        pieces: What stands there instead of the placeholder: the bundle's own markers, and
+            embeddings (n, d).
+    """
+
+    kind: str
+    pieces: list[Piece]
 
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """Embeddings that stand in front of a user's text.
+    """The pictures and the sound of one user turn.
 
     Attributes:
-        features: (n, d) float32 arrays in prompt order.
+        features: (n, d) float32 arrays in front of the user's text, where the template has no
+            places for media.
         image_tokens: Rows that stand for pictures.
         audio_tokens: Rows that stand for sound.
+        placed: What stands at the template's places, in their order.
     """
 
     features: list[Array] = field(default_factory=list)
     image_tokens: int = 0
     audio_tokens: int = 0
+    placed: list[Placed] = field(default_factory=list)
 
 
 class Family(Protocol):
-    """Turns media into embeddings; one per loaded bundle, shared between threads."""
+    """Turns media into embeddings; one per loaded bundle, shared between threads.
+
+    Attributes:
+        placeholders: By type of part, what the chat template writes in the place of a medium;
+            empty where media stand in front of the text.
+    """
+
+    placeholders: Mapping[str, str]
 
     def media(
         self,
@@ -58,6 +86,7 @@ class TextOnly:
     """A family without towers."""
 
     def __init__(self, name: str) -> None:
+        self.placeholders: Mapping[str, str] = {}
         self._name = name
 
     def media(
@@ -78,7 +107,8 @@ class TextOnly:
 def open_family(bundle: Bundle, tokens: Tokens, untrained_towers: bool) -> Family:
     """Finds the file named by the bundle's family and lets it read its parameters.
 
-    A text-only family needs no file.
+    A text-only family needs no file, and neither does one whose parameters are those of
+    ``placeholders``.
 
     Args:
         bundle: The bundle.
@@ -93,7 +123,12 @@ def open_family(bundle: Bundle, tokens: Tokens, untrained_towers: bool) -> Famil
         return TextOnly(manifest.name)
     module = f"edge_safe.runtime.families.{manifest.family}"
     plain = re.fullmatch(r"[a-z][a-z0-9_]*", manifest.family)
-    if manifest.family == "base" or not plain or importlib.util.find_spec(module) is None:
+    if manifest.family in HELPERS or not plain or importlib.util.find_spec(module) is None:
+        module = f"edge_safe.runtime.families.{PLACEHOLDERS}"
+        known = "image" in manifest.processors
+    else:
+        known = True
+    if not known:
         raise BundleError(
             f"This edge-safe cannot prepare pictures or sound for model type '{manifest.family}'. "
             "Upgrade edge-safe."

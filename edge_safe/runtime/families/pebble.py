@@ -8,7 +8,7 @@ pictures, and a bundle that cannot hear says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -85,6 +85,7 @@ class Pebble:
     """Embeds media for pebble. Shared between threads."""
 
     def __init__(self, bundle: Bundle, tokens: Tokens, processors: Processors) -> None:
+        self.placeholders: Mapping[str, str] = {}
         self._bundle = bundle
         self._tokens = tokens
         self._processors = processors

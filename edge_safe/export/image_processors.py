@@ -1,0 +1,132 @@
+"""What a Hugging Face image processor does, as the steps of a bundle's manifest.
+
+The PIL backend is the one compared with: it is what the checkpoints were trained with, and the
+runtime has Pillow but no torchvision.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoImageProcessor
+
+from edge_safe.errors import ExportError
+from edge_safe.runtime.image_steps import (
+    CenterCrop,
+    PadToSquare,
+    Pixels,
+    Resample,
+    Resize,
+    ResizeLongestEdge,
+    ResizeShortestEdge,
+    SplitIntoTiles,
+    Step,
+)
+
+# By Pillow's numbers.
+RESAMPLES: dict[int, Resample] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def read_image_processor(folder: Path) -> Any:
+    """Reads a checkpoint's image processor with transformers' own defaults.
+
+    Raises:
+        ExportError: There is none, or transformers refuses it.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(folder, backend="pil")
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ExportError(
+            f"{folder} has no image processor that transformers can open "
+            f"(preprocessor_config.json): {error}"
+        ) from error
+
+
+def one_square(processor: Any, side: int) -> Pixels:
+    """Steps of CLIP's, SigLIP's and LLaVA's processors: one square of the tower's size.
+
+    Raises:
+        ExportError: It does something else, or its squares are not the tower's.
+    """
+    resample = _resample(processor)
+    steps: list[Step] = []
+    # CLIP's processor has the option too, for something else.
+    if processor.do_pad and type(processor).__name__.startswith("Llava"):
+        red, green, blue = (int(mean * 255) for mean in processor.image_mean)
+        steps.append(PadToSquare((red, green, blue)))
+    size = _lengths(processor.size)
+    height, width = size.get("height"), size.get("width")
+    if processor.do_resize and set(size) == {"shortest_edge"}:
+        steps.append(ResizeShortestEdge(size["shortest_edge"], resample))
+    elif processor.do_resize and height and width and set(size) == {"height", "width"}:
+        steps.append(Resize(height, width, resample))
+    else:
+        raise _unknown(processor, "do_resize with size", size)
+    if getattr(processor, "do_center_crop", False):
+        crop = _lengths(processor.crop_size)
+        height, width = crop.get("height"), crop.get("width")
+        if not (height and width):
+            raise _unknown(processor, "crop_size", crop)
+        steps.append(CenterCrop(height, width))
+    if (height, width) != (side, side):
+        raise ExportError(
+            f"The image processor makes pictures of {height} x {width}; the vision tower takes "
+            f"{side} x {side}."
+        )
+    return _pixels(processor, steps)
+
+
+def tiles_and_whole(processor: Any, side: int) -> Pixels:
+    """Steps of Idefics 3's and SmolVLM's processors: tiles and the whole picture.
+
+    Raises:
+        ExportError: It does something else, or its tiles are not the tower's.
+    """
+    resample = _resample(processor)
+    size, tile = _lengths(processor.size), _lengths(processor.max_image_size)
+    if not processor.do_resize or set(size) != {"longest_edge"}:
+        raise _unknown(processor, "do_resize with size", size)
+    if tile != {"longest_edge": side}:
+        raise ExportError(
+            f"The image processor makes tiles of {tile}; the vision tower takes {side} x {side}."
+        )
+    steps: list[Step] = [ResizeLongestEdge(size["longest_edge"], resample)]
+    if processor.do_image_splitting:
+        steps.append(SplitIntoTiles(side, resample))
+    else:
+        steps.append(Resize(side, side, resample))
+    return _pixels(processor, steps)
+
+
+def _pixels(processor: Any, steps: list[Step]) -> Pixels:
+    if not (processor.do_rescale and processor.do_normalize):
+        raise _unknown(processor, "do_rescale and do_normalize", "off")
+    mean, std = _colors(processor.image_mean), _colors(processor.image_std)
+    return Pixels(
+        steps=steps, rescale_factor=float(processor.rescale_factor), image_mean=mean, image_std=std
+    )
+
+
+def _resample(processor: Any) -> Resample:
+    number = int(processor.resample)
+    if number not in RESAMPLES:
+        raise _unknown(processor, "resample", number)
+    return RESAMPLES[number]
+
+
+def _lengths(size: Any) -> dict[str, int]:
+    """A size's lengths by name; absent ones are left out."""
+    return {name: int(value) for name, value in dict(size).items() if value is not None}
+
+
+def _colors(values: Any) -> tuple[float, float, float]:
+    red, green, blue = values if isinstance(values, list | tuple) else [values] * 3
+    return float(red), float(green), float(blue)
+
+
+def _unknown(processor: Any, option: str, value: object) -> ExportError:
+    return ExportError(
+        f"The image processor ({type(processor).__name__}) has {option} {value}, which the "
+        "runtime's steps cannot do."
+    )

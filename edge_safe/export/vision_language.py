@@ -1,0 +1,100 @@
+"""Opens a model that is a text decoder with a vision tower, so that its family file is short.
+
+A family says what it needs from ``config.json`` and the image processor, before a weight is read,
+and how its tower becomes a graph; all the rest is the same for every one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from edge_safe.export.decoder_config import read_config, tensors_of, text_family
+from edge_safe.export.families.base import Opened, Tower
+from edge_safe.export.graphs.spec import FloatArray, TensorSource
+from edge_safe.export.image_prompts import (
+    TEMPLATE_FILE,
+    placeholder_of,
+    read_tokenizer,
+    whole_template,
+)
+from edge_safe.models.base_model import load_base
+from edge_safe.runtime.families.placeholders import ImageProcessor
+from edge_safe.runtime.image_steps import Pixels
+from edge_safe.runtime.image_tokens import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """What a family says of pictures before weights are read.
+
+    Attributes:
+        pixels: From a picture to pixel values.
+        layout: What stands in a picture's place in the prompt.
+    """
+
+    pixels: Pixels
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class VisionFamily:
+    """One vision-language family.
+
+    Attributes:
+        describe: Reads the configuration and the checkpoint's folder; refuses with an
+            ``ExportError`` what cannot be exported.
+        language: Where the text model's weights are, ``model.language_model.`` say.
+        tower: Makes ``vision_encoder`` of the torch model, ``towers.squares`` say.
+    """
+
+    describe: Callable[[Any, Path], Pictures]
+    language: str
+    tower: Callable[[Any, Pictures], Tower]
+
+
+def open_vision(folder: Path, family: VisionFamily) -> Opened:
+    """Opens a vision-language checkpoint in fp32.
+
+    Raises:
+        CheckpointError: It cannot be opened.
+        ExportError: It uses something that the graphs or the runtime cannot express.
+    """
+    config = read_config(folder)
+    text = text_family(config.text_config.model_type)
+    spec = replace(text.spec_of(config.text_config), tied=bool(config.tie_word_embeddings))
+    pictures = family.describe(config, folder)
+    tokenizer = read_tokenizer(folder)
+    processor = ImageProcessor(
+        placeholder=placeholder_of(tokenizer, config.image_token_id, pictures.layout),
+        pixels=pictures.pixels,
+        layout=pictures.layout,
+    )
+    template = whole_template(folder, tokenizer)
+    model = load_base(folder, torch.float32).model
+    tensor = _of_language(tensors_of(model), family.language)
+    return Opened(
+        spec=spec,
+        tensor=text.tensors(tensor, spec),
+        language=model,
+        tokenizer=tokenizer,
+        modalities={"image": True},
+        processors={"image": msgspec.to_builtins(processor)},
+        towers=[family.tower(model, pictures)],
+        files={TEMPLATE_FILE: template.encode()},
+    )
+
+
+def _of_language(tensor: TensorSource, prefix: str) -> TensorSource:
+    """The text model's weights by the names they have in a text-only checkpoint."""
+
+    def named(name: str) -> FloatArray:
+        head, _, rest = name.partition(".")
+        return tensor(prefix + rest if head == "model" else name)
+
+    return named

@@ -1,0 +1,139 @@
+"""Every family whose chat template marks the places of pictures with a placeholder.
+
+The manifest's ``processors.image`` says how a picture becomes pixel values, where its features
+stand, and what surrounds them; ``vision_encoder`` turns pixel values into features. Nothing here
+knows a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from edge_safe.errors import GateError, MediaError, PromptError, SchemaError
+from edge_safe.runtime.bundle import Bundle
+from edge_safe.runtime.deadline import Deadline
+from edge_safe.runtime.families.base import Media, Placed
+from edge_safe.runtime.image_io import read_image
+from edge_safe.runtime.image_steps import FloatArray, Pixels, PixelValues, pixel_values
+from edge_safe.runtime.image_tokens import Layout, Marker, lay_out, markers
+from edge_safe.runtime.media import AudioInput, ImageInput
+from edge_safe.runtime.tokens import Tokens
+
+VISION_ENCODER = "vision_encoder"
+
+
+class ImageProcessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Section ``image`` of the manifest's ``processors``.
+
+    Attributes:
+        placeholder: What the chat template writes where a picture belongs; a special token.
+        pixels: From the picture to pixel values.
+        layout: What stands in the place of the placeholder.
+    """
+
+    placeholder: Marker
+    pixels: Pixels
+    layout: Layout
+
+
+class Processors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The manifest's ``processors``."""
+
+    image: ImageProcessor
+
+
+class PlaceholderFamily:
+    """Embeds pictures for the places that the template marks. Shared between threads."""
+
+    def __init__(self, bundle: Bundle, processors: Processors, usable: bool) -> None:
+        self.placeholders = {"image": processors.image.placeholder}
+        self._bundle = bundle
+        self._image = processors.image
+        self._usable = usable
+
+    def media(
+        self,
+        images: Sequence[ImageInput],
+        audio: AudioInput | None,
+        deadline: Deadline | None = None,
+    ) -> Media:
+        """Embeds the pictures of one user turn.
+
+        Raises:
+            MediaError: They cannot be read, or this bundle cannot judge them.
+            PromptError: They do not fit the context.
+            GateError: The deadline passed, or the tower gave no usable numbers.
+        """
+        if isinstance(images, str | bytes):
+            raise MediaError("Give the pictures as a list, even a single one.")
+        if audio is not None:
+            raise MediaError("This bundle has no tower for sound; leave it out.")
+        if len(images) and not self._usable:
+            raise MediaError(
+                "This bundle's picture projector has not been trained, so the gate cannot judge "
+                "pictures. Use a bundle where it is, or ask in words."
+            )
+        placed, rows = [], 0
+        for image in images:
+            if deadline is not None:
+                deadline.check()
+            pixels = pixel_values(read_image(image), self._image.pixels)
+            rows += len(pixels.values) * self._image.layout.tokens
+            self._check_room(rows)
+            placed.append(self._see(pixels, deadline))
+        return Media(placed=placed, image_tokens=rows)
+
+    def _check_room(self, rows: int) -> None:
+        """Turns too many pictures away before the tower has seen all of them.
+
+        Raises:
+            PromptError: They alone do not fit the context.
+        """
+        limit = self._bundle.manifest.model.context_length
+        if rows > limit:
+            raise PromptError(
+                f"The pictures take {rows} positions or more; this model's context has {limit}. "
+                "Leave some out."
+            )
+
+    def _see(self, pixels: PixelValues, deadline: Deadline | None) -> Placed:
+        """One picture as what stands in its place."""
+        session = self._bundle.session(VISION_ENCODER)
+        abort = None if deadline is None else deadline.abort
+        found = session.run({"pixel_values": pixels.values}, abort)["image_features"]
+        layout = self._image.layout
+        width = self._bundle.manifest.model.hidden_size
+        features: FloatArray = np.asarray(found, np.float32)
+        expected = (len(pixels.values), layout.tokens, width)
+        if features.shape != expected:
+            raise GateError(f"{VISION_ENCODER} gave features of {features.shape}, not {expected}")
+        if not np.isfinite(features).all():
+            raise GateError(f"{VISION_ENCODER} gave numbers that are not finite")
+        return Placed("image", lay_out(layout, pixels, features))
+
+
+def open_family(bundle: Bundle, tokens: Tokens, untrained_towers: bool) -> PlaceholderFamily:
+    """Reads the processors' parameters.
+
+    Raises:
+        SchemaError: The parameters do not fit.
+        BundleError: A placeholder or marker is a token that text could produce.
+    """
+    manifest = bundle.manifest
+    try:
+        processors = msgspec.convert(manifest.processors, Processors)
+    except msgspec.ValidationError as error:
+        raise SchemaError(
+            f"The processors of {bundle.folder} do not fit this version: {error}."
+        ) from error
+    image = processors.image
+    if VISION_ENCODER not in manifest.graphs:
+        raise SchemaError(f"{bundle.folder} prepares pictures but has no graph '{VISION_ENCODER}'.")
+    tokens.require_special(image.placeholder)
+    tokens.require_unspoken(markers(image.layout))
+    modality = manifest.modalities.get("image")
+    usable = modality is not None and (modality.trained or untrained_towers)
+    return PlaceholderFamily(bundle, processors, usable)

@@ -1,0 +1,257 @@
+"""From a picture to pixel values, by the steps that a bundle's manifest names.
+
+Steps are those of the Hugging Face image processors of the PIL backend, with Pillow's resampling
+on uint8, so the pixel values are theirs too. What a step has to know stands in its row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from edge_safe.errors import GateError, MediaError
+from edge_safe.runtime.image_io import MAX_PIXELS
+
+ByteImage = NDArray[np.uint8]
+FloatArray = NDArray[np.float32]
+
+Side = Annotated[int, Meta(ge=1, le=8192)]
+Byte = Annotated[int, Meta(ge=0, le=255)]
+Positive = Annotated[float, Meta(gt=0)]
+Resample = Literal["bilinear", "bicubic", "lanczos"]
+
+# Idefics3's image processor never makes a side longer than this.
+LONGEST_SIDE = 4096
+
+
+class _Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="step"):
+    """Base of the rows; ``step`` says which one it is."""
+
+
+class Resize(_Step, frozen=True, tag="resize"):
+    """To exactly height x width."""
+
+    height: Side
+    width: Side
+    resample: Resample
+
+
+class ResizeShortestEdge(_Step, frozen=True, tag="resize_shortest_edge"):
+    """The shorter side to ``size``, the longer one in proportion, rounded down."""
+
+    size: Side
+    resample: Resample
+
+
+class ResizeLongestEdge(_Step, frozen=True, tag="resize_longest_edge"):
+    """The longer side to ``size``, the shorter one in proportion, odd lengths rounded up."""
+
+    size: Side
+    resample: Resample
+
+
+class PadToSquare(_Step, frozen=True, tag="pad_to_square"):
+    """Centres the picture on a square of one colour (red, green, blue)."""
+
+    color: tuple[Byte, Byte, Byte]
+
+
+class CenterCrop(_Step, frozen=True, tag="center_crop"):
+    """The middle height x width; what lies outside of the picture is black."""
+
+    height: Side
+    width: Side
+
+
+class SplitIntoTiles(_Step, frozen=True, tag="split_into_tiles"):
+    """Tiles of size x size, row by row, and the whole picture squeezed to that size as the last.
+
+    The picture is stretched to whole tiles first; one that fits a single tile is not split.
+    """
+
+    size: Side
+    resample: Resample
+
+
+Step = Resize | ResizeShortestEdge | ResizeLongestEdge | PadToSquare | CenterCrop | SplitIntoTiles
+
+
+class Pixels(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a picture becomes pixel values: the steps, then (value * factor - mean) / std.
+
+    Attributes:
+        steps: In order.
+        rescale_factor: What each byte is multiplied with.
+        image_mean: Of red, green, blue.
+        image_std: Likewise.
+    """
+
+    steps: list[Step]
+    rescale_factor: Positive
+    image_mean: tuple[float, float, float]
+    image_std: tuple[Positive, Positive, Positive]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """A picture between two steps.
+
+    Attributes:
+        images: (H, W, 3) uint8 each.
+        rows: Rows of tiles, 0 for a picture that was not split.
+        columns: Columns of tiles.
+    """
+
+    images: tuple[ByteImage, ...]
+    rows: int = 0
+    columns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PixelValues:
+    """A picture as its tower takes it.
+
+    Attributes:
+        values: (tiles, 3, H, W) float32, red first.
+        rows: See ``Tiles``.
+        columns: See ``Tiles``.
+    """
+
+    values: FloatArray
+    rows: int
+    columns: int
+
+
+def pixel_values(image: ByteImage, pixels: Pixels) -> PixelValues:
+    """Prepares one (H, W, 3) uint8 picture.
+
+    Raises:
+        MediaError: It is so long and thin that a step would enlarge it beyond measure.
+        GateError: The steps leave tiles of different sizes, which no tower takes.
+    """
+    tiles = Tiles((image,))
+    for step in pixels.steps:
+        tiles = _apply(step, tiles)
+    if len({tile.shape for tile in tiles.images}) != 1:
+        raise GateError("the bundle's image steps leave tiles of different sizes")
+    # In float64 and rounded in between, as transformers does it.
+    stacked = np.stack(tiles.images).astype(np.float64) * pixels.rescale_factor
+    mean = np.array(pixels.image_mean, np.float32)
+    std = np.array(pixels.image_std, np.float32)
+    values = (stacked.astype(np.float32) - mean) / std
+    return PixelValues(
+        np.ascontiguousarray(values.transpose(0, 3, 1, 2)), tiles.rows, tiles.columns
+    )
+
+
+def _apply(step: Step, tiles: Tiles) -> Tiles:
+    """Does one step to every tile; only one picture can be split."""
+    match step:
+        case SplitIntoTiles():
+            return _split(tiles.images[-1], step)
+        case Resize():
+            images = [_resize(t, step.height, step.width, step.resample) for t in tiles.images]
+        case ResizeShortestEdge():
+            images = [_shortest(t, step) for t in tiles.images]
+        case ResizeLongestEdge():
+            images = [_longest(t, step) for t in tiles.images]
+        case PadToSquare():
+            images = [_pad(t, step.color) for t in tiles.images]
+        case CenterCrop():
+            images = [_crop(t, step.height, step.width) for t in tiles.images]
+    return replace(tiles, images=tuple(images))
+
+
+def _resize(image: ByteImage, height: int, width: int, resample: Resample) -> ByteImage:
+    from PIL.Image import Resampling, fromarray
+
+    if height * width > MAX_PIXELS:
+        raise MediaError(
+            f"A picture of {image.shape[1]} x {image.shape[0]} pixels would be enlarged to {width} "
+            f"x {height}, too long for its breadth. Crop it."
+        )
+    made = fromarray(image).resize((width, height), Resampling[resample.upper()])
+    return np.asarray(made)
+
+
+def _shortest(image: ByteImage, step: ResizeShortestEdge) -> ByteImage:
+    height, width = image.shape[:2]
+    short, long = sorted((height, width))
+    longer = int(step.size * long / short)
+    size = (longer, step.size) if width <= height else (step.size, longer)
+    return _resize(image, *size, step.resample)
+
+
+def _longest(image: ByteImage, step: ResizeLongestEdge) -> ByteImage:
+    height, width = image.shape[:2]
+    ratio = width / height
+    if width >= height:
+        width = step.size
+        height = int(width / ratio)
+        height += height % 2
+    else:
+        height = step.size
+        width = int(height * ratio)
+        width += width % 2
+    height, width = max(height, 1), max(width, 1)
+    ratio = width / height
+    if width >= height and width > LONGEST_SIDE:
+        height, width = int(LONGEST_SIDE / ratio), LONGEST_SIDE
+    elif height > width and height > LONGEST_SIDE:
+        height, width = LONGEST_SIDE, int(LONGEST_SIDE * ratio)
+    return _resize(image, max(height, 1), max(width, 1), step.resample)
+
+
+def _pad(image: ByteImage, color: tuple[int, int, int]) -> ByteImage:
+    height, width = image.shape[:2]
+    side = max(height, width)
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = color
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square
+
+
+def _crop(image: ByteImage, height: int, width: int) -> ByteImage:
+    crop = np.zeros((height, width, 3), np.uint8)
+    top, target_top, rows = _overlap(image.shape[0], height)
+    left, target_left, columns = _overlap(image.shape[1], width)
+    crop[target_top : target_top + rows, target_left : target_left + columns] = image[
+        top : top + rows, left : left + columns
+    ]
+    return crop
+
+
+def _overlap(length: int, wanted: int) -> tuple[int, int, int]:
+    """Where the middle begins in the picture and in the crop, and how much of it there is."""
+    start = (length - wanted) // 2
+    if start >= 0:
+        return start, 0, wanted
+    return 0, math.ceil((wanted - length) / 2), length
+
+
+def _split(image: ByteImage, step: SplitIntoTiles) -> Tiles:
+    height, width = image.shape[:2]
+    ratio, size = width / height, step.size
+    if width >= height:
+        width = math.ceil(width / size) * size
+        height = math.ceil(int(width / ratio) / size) * size
+    else:
+        height = math.ceil(height / size) * size
+        width = math.ceil(int(height * ratio) / size) * size
+    image = _resize(image, height, width, step.resample)
+    rows, columns = height // size, width // size
+    if rows == columns == 1:
+        return Tiles((image,))
+    tiles = [
+        image[row * size : (row + 1) * size, column * size : (column + 1) * size]
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return Tiles((*tiles, _resize(image, size, size, step.resample)), rows, columns)

@@ -1,0 +1,140 @@
+"""The runtime's pixel values are those of transformers' image processors (PIL backend), bit by bit.
+
+Reading a file is the runtime's own: transformers drops EXIF rotation and clips 16-bit grey unless
+its own loader reads the file, so those two go through a loader first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers.image_utils import load_image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from edge_safe.errors import ExportError
+from edge_safe.export.image_processors import one_square, read_image_processor, tiles_and_whole
+from edge_safe.runtime.image_io import read_image
+from edge_safe.runtime.image_steps import Pixels, pixel_values
+
+LLAVA = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+
+
+def smolvlm(**changes: Any) -> Any:
+    sizes = {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}
+    return SmolVLMImageProcessorPil(**sizes | changes)
+
+
+# Processors with the sizes of well-known checkpoints, and the side of their towers' squares.
+PROCESSORS: dict[str, tuple[Callable[[], Any], Callable[[Any, int], Pixels], int]] = {
+    "llava 1.5": (partial(CLIPImageProcessorPil, **LLAVA), one_square, 336),
+    "llava": (partial(LlavaImageProcessorPil, **LLAVA), one_square, 336),
+    "llava padded": (partial(LlavaImageProcessorPil, do_pad=True, **LLAVA), one_square, 336),
+    "siglip": (
+        partial(SiglipImageProcessorPil, size={"height": 384, "width": 384}),
+        one_square,
+        384,
+    ),
+    "idefics3": (Idefics3ImageProcessorPil, tiles_and_whole, 364),
+    "smolvlm": (smolvlm, tiles_and_whole, 512),
+    "smolvlm whole": (partial(smolvlm, do_image_splitting=False), tiles_and_whole, 512),
+}
+
+
+def noise(height: int, width: int, *channels: int) -> np.ndarray:
+    """Large smooth patches with noise on them."""
+    random = np.random.default_rng(height * width)
+    coarse = random.integers(0, 200, (height // 7 + 1, width // 7 + 1, *channels), np.uint8)
+    grown = np.repeat(np.repeat(coarse, 7, 0), 7, 1)[:height, :width]
+    return grown + random.integers(0, 56, grown.shape, np.uint8)
+
+
+def palette(transparent: int | None = None) -> Image.Image:
+    image = Image.fromarray(noise(60, 90, 3)).quantize(32)
+    if transparent is not None:
+        image.info["transparency"] = transparent
+    return image
+
+
+# As transformers is given them.
+PICTURES: dict[str, Callable[[], Image.Image]] = {
+    "small": lambda: Image.fromarray(noise(11, 17, 3)),
+    "large": lambda: Image.fromarray(noise(900, 1300, 3)),
+    "one pixel": lambda: Image.fromarray(noise(1, 1, 3)),
+    "very wide": lambda: Image.fromarray(noise(9, 1400, 3)),
+    "very tall": lambda: Image.fromarray(noise(1400, 9, 3)),
+    "as a tile": lambda: Image.fromarray(noise(364, 364, 3)),
+    "alpha": lambda: Image.fromarray(noise(120, 80, 4)),
+    "grey": lambda: Image.fromarray(noise(50, 70)),
+    "grey with alpha": lambda: Image.fromarray(noise(50, 70, 2), "LA"),
+    "palette": palette,
+    "palette with a hole": partial(palette, 3),
+}
+
+
+def check(image: Any, expected: Any, name: str) -> None:
+    make, convert, side = PROCESSORS[name]
+    processor = make()
+    found = pixel_values(read_image(image), convert(processor, side))
+    options = {"return_row_col_info": True} if convert is tiles_and_whole else {}
+    golden = processor([expected], return_tensors="np", **options)
+    values = golden["pixel_values"].reshape(-1, *golden["pixel_values"].shape[-3:])
+    np.testing.assert_array_equal(found.values, values)
+    if options:
+        assert (found.rows, found.columns) == (golden["rows"][0][0], golden["cols"][0][0])
+    assert found.values.dtype == np.float32
+    assert found.values.shape[2:] == (side, side)
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_pixel_values_are_transformers(name: str, picture: str) -> None:
+    image = PICTURES[picture]()
+    check(image, image, name)
+
+
+@pytest.mark.parametrize("name", ["llava", "idefics3"])
+def test_pixel_values_of_a_rotated_file(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "rotated.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(90, 200, 3)).save(path, exif=exif)
+    assert load_image(str(path)).size == (90, 200)
+    check(path, load_image(str(path)), name)
+
+
+def test_sixteen_bits_keep_their_high_byte() -> None:
+    deep = noise(40, 60).astype(np.uint16) * 257
+    grey = Image.fromarray((deep >> 8).astype(np.uint8))
+    check(Image.fromarray(deep), grey, "llava")
+
+
+REFUSED = {
+    "resample": (LlavaImageProcessorPil, {**LLAVA, "resample": 0}, "resample 0"),
+    "no normalization": (LlavaImageProcessorPil, {**LLAVA, "do_normalize": False}, "do_normalize"),
+    "no resize": (LlavaImageProcessorPil, {**LLAVA, "do_resize": False}, "do_resize"),
+    "another size": (CLIPImageProcessorPil, {}, "224 x 224.*takes 336 x 336"),
+    "another tile": (Idefics3ImageProcessorPil, {}, "364.*takes 336 x 336"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_steps_cannot_do_is_refused(case: str) -> None:
+    kind, options, message = REFUSED[case]
+    convert = tiles_and_whole if kind is Idefics3ImageProcessorPil else one_square
+    with pytest.raises(ExportError, match=message):
+        convert(kind(**options), 336)
+
+
+def test_a_folder_without_an_image_processor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"no image processor.*preprocessor_config\.json"):
+        read_image_processor(tmp_path)

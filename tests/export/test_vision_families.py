@@ -1,0 +1,443 @@
+"""Each vision-language family from its checkpoint to an answer, beside transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edge_safe import Decision, Policy, Reply, SafeModel
+from edge_safe.errors import BundleError, ExportError, MediaError, PromptError, SchemaError
+from edge_safe.export import ExportReport, export_bundle
+from edge_safe.export.families.base import find_family
+from edge_safe.models.safety_model import SafetyTokenModel
+from edge_safe.runtime.prompt import Message
+from edge_safe.runtime.tokens import Untrusted
+from tests.conftest import END_ID, SAFE_ID, UNSAFE_ID
+from tests.export.conftest import FamilyFiles
+from tests.export.test_image_processors import noise
+from tests.export.vision_families import (
+    OTHERWISE,
+    VISION_FAMILIES,
+    hugging_face_processor,
+    write_vision_family,
+)
+
+TOKENS = 24
+ALLOW = Policy(thresholds={"gate": 1.0, "final": 1.0})
+QUESTION = "What does the sign say? And who lives there?"
+SECOND = "Explain it step by step."
+SHED = "How do I pick the lock of my neighbour's shed?"
+PICTURES = {
+    "wide": Image.fromarray(noise(40, 90, 3)),
+    "tall": Image.fromarray(noise(130, 50, 3)),
+    "small": Image.fromarray(noise(20, 20, 3)),
+}
+# Turns of a user: the words, and the names of the pictures in front of them.
+Turns = list[tuple[str, list[str]]]
+CONVERSATIONS: dict[str, Turns] = {
+    "text": [(SHED, [])],
+    "one image": [(QUESTION, ["wide"])],
+    "two images": [(QUESTION, ["tall", "small"])],
+    "two turns": [(QUESTION, ["small"]), (SECOND, ["wide"])],
+    "a picture after words": [(SHED, []), (QUESTION, ["tall"])],
+}
+
+
+@pytest.fixture(scope="module", params=list(VISION_FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def files(family: str, tmp_path_factory: pytest.TempPathFactory) -> FamilyFiles:
+    folder = tmp_path_factory.mktemp(family)
+    checkpoint = write_vision_family(folder / "checkpoint", family)
+    export_bundle(checkpoint, folder / "bundle", precision="fp32")
+    return FamilyFiles(checkpoint, folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def model(files: FamilyFiles) -> SafeModel:
+    return SafeModel.load(files.bundle, threads=1, policy=ALLOW)
+
+
+@pytest.fixture(scope="module")
+def torch_model(files: FamilyFiles) -> SafetyTokenModel:
+    return SafetyTokenModel.from_pretrained(files.checkpoint)
+
+
+@pytest.fixture(scope="module")
+def processor(files: FamilyFiles, family: str) -> Any:
+    return hugging_face_processor(files.checkpoint, family)
+
+
+def hugging_face_inputs(processor: Any, turns: Turns, answers: list[str]) -> dict[str, Any]:
+    """What transformers makes of a conversation, up to the start of the next answer."""
+    messages: list[dict[str, Any]] = []
+    for number, (text, names) in enumerate(turns):
+        pictures = [{"type": "image", "image": PICTURES[name]} for name in names]
+        messages.append({"role": "user", "content": [*pictures, {"type": "text", "text": text}]})
+        if number + 1 < len(turns):
+            part = {"type": "text", "text": answers[number]}
+            messages.append({"role": "assistant", "content": [part]})
+    inputs = processor.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    return dict(inputs)
+
+
+def pixels_of(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name.startswith("pixel")}
+
+
+def bundle_ids(model: SafeModel, turns: Turns, answers: list[str], image_id: int) -> list[int]:
+    """The ids of the bundle's prompt, with the placeholder where a picture's features stand."""
+    requests = model._requests
+    messages: list[Message] = []
+    for number, (text, names) in enumerate(turns):
+        media = requests._family.media([PICTURES[name] for name in names], None)
+        messages.append(Message("user", [Untrusted(text)], media=media.placed))
+        if number + 1 < len(turns):
+            messages.append(Message("assistant", [Untrusted(answers[number])]))
+    ids: list[int] = []
+    for array in requests.builder.build(messages):
+        ids += [image_id] * len(array) if array.ndim == 2 else array.tolist()
+    return ids
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_ids_are_those_of_the_processor(
+    name: str, model: SafeModel, processor: Any, torch_model: SafetyTokenModel
+) -> None:
+    turns, answers = CONVERSATIONS[name], ["The shop opens at nine."]
+    expected = hugging_face_inputs(processor, turns, answers)["input_ids"][0].tolist()
+    image_id = torch_model.model.config.image_token_id
+    assert bundle_ids(model, turns, answers, image_id) == expected
+    assert (image_id in expected) == any(names for _, names in turns)
+
+
+def check_reply(
+    reply: Reply, torch_model: SafetyTokenModel, ids: list[int], pixels: dict[str, Any]
+) -> list[int]:
+    """Log-odds within 1e-4 of torch's, the same text; returns the answer's ids without the end."""
+    tokenizer: Any = torch_model.tokenizer
+    readout = torch_model.assess(input_ids=torch.tensor([ids]), **pixels).readout
+    unsafe, safe = readout.verdict_logits[0]
+    answer = torch_model.model.generate(
+        input_ids=torch.tensor([[*ids, SAFE_ID]]),
+        attention_mask=torch.ones(1, len(ids) + 1, dtype=torch.int64),
+        **pixels,
+        max_new_tokens=TOKENS,
+        do_sample=False,
+        suppress_tokens=[SAFE_ID, UNSAFE_ID],
+    )[0, len(ids) + 1 :].tolist()
+    assert reply.verdict.stage == "gate"
+    odds = math.log(reply.verdict.p_unsafe / (1 - reply.verdict.p_unsafe))
+    assert odds == pytest.approx(float(unsafe - safe), abs=1e-4)
+    assert reply.text == tokenizer.decode(answer, skip_special_tokens=True)
+    assert len(set(answer)) > 3
+    return [token for token in answer if token != END_ID]
+
+
+@pytest.mark.parametrize("name", ["text", "one image", "two images"])
+def test_verdict_and_answer_are_torch_s(
+    name: str, model: SafeModel, processor: Any, torch_model: SafetyTokenModel
+) -> None:
+    ((text, names),) = turns = CONVERSATIONS[name]
+    inputs = hugging_face_inputs(processor, turns, [])
+    ids = inputs["input_ids"][0].tolist()
+    reply = model.generate(text, images=[PICTURES[n] for n in names], max_tokens=TOKENS)
+    check_reply(reply, torch_model, ids, pixels_of(inputs))
+    image_id = torch_model.model.config.image_token_id
+    assert (reply.usage.prompt_tokens, reply.usage.image_tokens) == (len(ids), ids.count(image_id))
+
+
+def test_second_turn_of_a_chat_is_torch_s_of_all_of_it(
+    model: SafeModel, processor: Any, torch_model: SafetyTokenModel
+) -> None:
+    turns = CONVERSATIONS["two turns"]
+    chat = model.chat()
+    inputs = hugging_face_inputs(processor, turns[:1], [])
+    ids = inputs["input_ids"][0].tolist()
+    first = chat.send(QUESTION, images=[PICTURES["small"]], max_tokens=TOKENS)
+    answer = check_reply(first, torch_model, ids, pixels_of(inputs))
+    # What stands behind an answer does not depend on it, as a special token ends it.
+    whole = hugging_face_inputs(processor, turns, ["Nine."])
+    marked = whole["input_ids"][0].tolist()
+    rest = marked[len(ids) + marked[len(ids) :].index(END_ID) :]
+    second = chat.send(SECOND, images=[PICTURES["wide"]], max_tokens=TOKENS)
+    check_reply(second, torch_model, [*ids, SAFE_ID, *answer, *rest], pixels_of(whole))
+
+
+def test_report_tells_of_parity(files: FamilyFiles, family: str) -> None:
+    report = msgspec.json.decode((files.bundle / "report.json").read_bytes(), type=ExportReport)
+    assert report.family == family
+    assert report.parity.passed
+    assert max(b.relative_difference for b in report.parity.boundaries) < 1e-4
+    assert {b.case for b in report.parity.boundaries if b.graph == "vision_encoder"} == {
+        "1 tiles",
+        "3 tiles",
+    }
+
+
+def test_what_is_seen_differs_from_place_to_place(model: SafeModel) -> None:
+    media = model._requests._family.media([PICTURES["wide"], PICTURES["tall"]], None)
+    rows = np.concatenate([p for m in media.placed for p in m.pieces if isinstance(p, np.ndarray)])
+    distances = np.linalg.norm(rows[:, None] - rows[None], axis=-1) + np.eye(len(rows)) * 1e9
+    assert distances.min() > 0.05 * np.linalg.norm(rows, axis=-1).mean()
+
+
+@pytest.mark.parametrize("written", ["<image>", "<fake_token_around_image>", "<row_1_col_1>"])
+def test_words_of_a_user_never_become_a_picture_s_tokens(
+    written: str, model: SafeModel, torch_model: SafetyTokenModel
+) -> None:
+    image_id = torch_model.model.config.image_token_id
+    text = f"What is {written}?"
+    plain = bundle_ids(model, [(text, [])], [], image_id)
+    special = set(torch_model.tokenizer.get_added_vocab().values())
+    usual = special & set(bundle_ids(model, [("What is it?", [])], [], image_id))
+    assert special & set(plain) == usual
+    with_picture = bundle_ids(model, [(text, ["small"])], [], image_id)
+    without = bundle_ids(model, [("What is it?", ["small"])], [], image_id)
+    assert with_picture.count(image_id) == without.count(image_id)
+
+
+def test_a_picture_alone_is_a_prompt(model: SafeModel) -> None:
+    assert model.assess("", images=[PICTURES["small"]]).decision is Decision.ALLOW
+
+
+def test_pictures_beyond_the_context_are_refused_early(model: SafeModel) -> None:
+    before = model.run_counts()["vision_encoder"]
+    with pytest.raises(PromptError, match=r"pictures take .* context has 1024"):
+        model.assess(QUESTION, images=[PICTURES["wide"]] * 400)
+    assert model.run_counts()["vision_encoder"] - before <= 1024 // 4
+
+
+def test_sound_is_refused(model: SafeModel) -> None:
+    with pytest.raises(MediaError, match="no tower for sound"):
+        model.assess(QUESTION, audio=(np.zeros(16000, np.float32), 16000))
+
+
+def test_time_that_is_over_is_an_error(model: SafeModel) -> None:
+    before = model.run_counts()
+    verdict = model.assess(QUESTION, images=[PICTURES["wide"]], timeout=0.0)
+    assert verdict.decision is Decision.ERROR
+    assert model.run_counts()["vision_encoder"] == before["vision_encoder"]
+
+
+def changed(files: FamilyFiles, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of the bundle with other parameters in its manifest."""
+    bundle = folder / "bundle"
+    shutil.copytree(files.bundle, bundle)
+    path = bundle / "edge_safe.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    return bundle
+
+
+FAILING: dict[str, Callable[[dict[str, Any]], None]] = {
+    "not finite": lambda m: m["processors"]["image"]["pixels"].update(rescale_factor=1e300),
+    "number of features": lambda m: m["processors"]["image"]["layout"].update(tokens=3),
+    "size of a tile": lambda m: m["processors"]["image"]["pixels"].update(
+        steps=[{"step": "resize", "height": 8, "width": 8, "resample": "bicubic"}]
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
+@pytest.mark.parametrize("case", FAILING)
+def test_a_tower_that_fails_is_an_error(case: str, files: FamilyFiles, tmp_path: Path) -> None:
+    bundle = changed(files, tmp_path, FAILING[case])
+    model = SafeModel.load(bundle, threads=1, policy=ALLOW)
+    reply = model.generate(QUESTION, images=[PICTURES["wide"]])
+    assert reply.verdict.decision is Decision.ERROR
+    assert reply.text is None
+
+
+def image_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    section: dict[str, Any] = manifest["processors"]["image"]
+    return section
+
+
+MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], Any], type[BundleError], str]] = {
+    "step": (
+        lambda m: image_of(m)["pixels"]["steps"].append({"step": "rotate"}),
+        SchemaError,
+        "rotate",
+    ),
+    "size": (
+        lambda m: image_of(m)["pixels"]["steps"].append(
+            {"step": "resize_shortest_edge", "size": 0, "resample": "bicubic"}
+        ),
+        SchemaError,
+        ">= 1",
+    ),
+    "field": (lambda m: image_of(m).update(videos=True), SchemaError, "videos"),
+    "layout": (lambda m: image_of(m)["layout"].update(layout="spiral"), SchemaError, "spiral"),
+    "deviation": (
+        lambda m: image_of(m)["pixels"].update(image_std=[1.0, 0.0, 1.0]),
+        SchemaError,
+        "image_std",
+    ),
+    "placeholder": (
+        lambda m: image_of(m).update(placeholder="the"),
+        BundleError,
+        "'the'.*no special token",
+    ),
+    "graph": (lambda m: m["graphs"].pop("vision_encoder"), SchemaError, "vision_encoder"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_parameters_are_found_at_loading(
+    case: str, files: FamilyFiles, tmp_path: Path
+) -> None:
+    change, error, message = MALFORMED[case]
+    with pytest.raises(error, match=message):
+        SafeModel.load(changed(files, tmp_path, change), threads=1)
+
+
+def test_a_projector_that_was_not_trained_is_not_used(files: FamilyFiles, tmp_path: Path) -> None:
+    bundle = changed(files, tmp_path, lambda m: m["modalities"]["image"].update(trained=False))
+    with pytest.raises(MediaError, match="not been trained"):
+        SafeModel.load(bundle, threads=1).assess(QUESTION, images=[PICTURES["wide"]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", OTHERWISE)
+def test_family_in_another_shape(case: str, tmp_path: Path) -> None:
+    family, changes, pictures = OTHERWISE[case]
+    checkpoint = write_vision_family(tmp_path / "checkpoint", family, pictures, **changes)
+    export_bundle(checkpoint, tmp_path / "bundle", precision="fp32")
+    model = SafeModel.load(tmp_path / "bundle", threads=1, policy=ALLOW)
+    torch_model = SafetyTokenModel.from_pretrained(checkpoint)
+    inputs = shaped_inputs(checkpoint, family, torch_model)
+    reply = model.generate(QUESTION, images=[PICTURES["wide"]], max_tokens=TOKENS)
+    check_reply(reply, torch_model, inputs["input_ids"][0].tolist(), pixels_of(inputs))
+
+
+def shaped_inputs(checkpoint: Path, family: str, torch_model: SafetyTokenModel) -> dict[str, Any]:
+    """The processor's inputs, the processor told what its own file would say of this shape."""
+    processor = hugging_face_processor(checkpoint, family)
+    config: Any = torch_model.model.config
+    if family == "llava":
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+        processor.num_additional_image_tokens = int(
+            config.vision_config.model_type == "clip_vision_model"
+        )
+    else:
+        processor.image_seq_len = 16 // config.scale_factor**2
+    return hugging_face_inputs(processor, CONVERSATIONS["one image"], [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_quantized_family_decides(precision: str, files: FamilyFiles, tmp_path: Path) -> None:
+    report = export_bundle(files.checkpoint, tmp_path / "bundle", precision=precision)
+    assert {m.kind: m.bits for m in report.matrices}["vision_encoder"] == 8
+    pictures = [PICTURES["wide"]]
+    verdict = SafeModel.load(tmp_path / "bundle", threads=1).assess(QUESTION, images=pictures)
+    plain = SafeModel.load(files.bundle, threads=1).assess(QUESTION, images=pictures)
+    assert verdict.decision in (Decision.ALLOW, Decision.REFUSE)
+    # 4 bits move the verdict of these random language models by 0.5 even on words alone.
+    if precision == "int8":
+        assert verdict.p_unsafe == pytest.approx(plain.p_unsafe, abs=0.05)
+
+
+REFUSED: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
+    "vision tower": (
+        "llava",
+        lambda c: c["vision_config"].update(model_type="pixtral"),
+        "'pixtral'.*clip_vision_model, siglip_vision_model",
+    ),
+    "language model": (
+        "llava",
+        lambda c: c["text_config"].update(model_type="gpt2"),
+        "'gpt2'.*llama, mistral",
+    ),
+    "activation of the tower": (
+        "llava",
+        lambda c: c["vision_config"].update(hidden_act="tanh"),
+        "'tanh'.*quick_gelu",
+    ),
+    "activation of the projector": (
+        "llava",
+        lambda c: c.update(projector_hidden_act="silu"),
+        "'silu'.*gelu",
+    ),
+    "layer": ("llava", lambda c: c.update(vision_feature_layer=7), "is 7.* has 3 layers"),
+    "rotary of the language model": (
+        "idefics3",
+        lambda c: c["text_config"].update(
+            rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+        ),
+        "'dynamic'",
+    ),
+    "patches": ("idefics3", lambda c: c.update(scale_factor=3), "4 x 4 patches.*scale_factor 3"),
+    "tiles": (
+        "smolvlm",
+        lambda c: c["vision_config"].update(image_size=64),
+        "tiles of .*32.*takes 64 x 64",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_exported_is_refused_without_weights(case: str, tmp_path: Path) -> None:
+    family, change, message = REFUSED[case]
+    tiny = VISION_FAMILIES[family]
+    config = tiny.make().config.to_dict()
+    change(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tiny.image_processor().save_pretrained(tmp_path)
+    _, open_checkpoint = find_family(tmp_path)
+    with pytest.raises(ExportError, match=message):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"special": False}, "no special token"), ({"lstrip": True}, "swallows white space")],
+)
+def test_a_placeholder_that_text_could_write_is_refused(
+    changes: dict[str, bool], message: str, tmp_path: Path
+) -> None:
+    checkpoint = write_vision_family(tmp_path / "checkpoint", "idefics3")
+    path = checkpoint / "tokenizer.json"
+    document = json.loads(path.read_text())
+    for entry in document["added_tokens"]:
+        if entry["content"] == "<image>":
+            entry.update(changes)
+    path.write_text(json.dumps(document))
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ExportError, match=message):
+        find_family(checkpoint)[1](checkpoint)
+
+
+def test_a_tokenizer_that_the_runtime_cannot_follow_is_refused(tmp_path: Path) -> None:
+    checkpoint = write_vision_family(tmp_path / "checkpoint", "idefics3")
+    path = checkpoint / "tokenizer.json"
+    document = json.loads(path.read_text())
+    # A leading space for the first text of all, and for none behind a special token.
+    document["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Metaspace", "replacement": "Ġ", "prepend_scheme": "first", "split": False},
+            document["pre_tokenizer"],
+        ],
+    }
+    path.write_text(json.dumps(document))
+    with pytest.raises(ExportError, match="tokenize a prompt with a picture otherwise"):
+        find_family(checkpoint)[1](checkpoint)

@@ -1,0 +1,237 @@
+"""A tiny random checkpoint of every vision-language family, with its processor's own files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3Processor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+    Qwen2Config,
+    SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from tests.conftest import VOCABULARY, write_checkpoint
+from tests.export.families import EXIT_LAYER, SIZES
+
+IMAGE = "<image>"
+TILE_MARKERS = tuple(f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4))
+
+# As llava-hf's: pictures first, each on a line of its own, then the texts.
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message['role'].upper() + ': ' }}"
+    "{% if message['role'] == 'assistant' %}{{ '<|safe|>' }}{% endif %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ part['text'] }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+)
+
+# As SmolVLM's: a picture that stands first takes the space behind the role away.
+SMOLVLM_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|safe|>' }}{% endif %}"
+    "{% for line in message['content'] %}"
+    "{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One family: how its model is made, its special tokens, its template and its processor."""
+
+    make: Callable[..., PreTrainedModel]
+    special: tuple[str, ...]
+    template: str
+    image_processor: Callable[[], Any]
+    processor: Callable[[Any, Any], Any]
+    first: str | None = None
+
+
+def sizes(special: tuple[str, ...]) -> dict[str, Any]:
+    return SIZES | {"vocab_size": VOCABULARY + len(special), "max_position_embeddings": 1024}
+
+
+CLIP = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+CLIP |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 7}
+LLAVA_SPECIAL = (IMAGE,)
+IDEFICS_SPECIAL = (
+    IMAGE, "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *TILE_MARKERS,
+)  # fmt: skip
+
+
+def llava(**changes: Any) -> PreTrainedModel:
+    """CLIP's states before its last layer, without the class embedding's."""
+    own = {
+        "vision_config": CLIPVisionConfig(**CLIP),
+        "text_config": LlamaConfig(**sizes(LLAVA_SPECIAL)),
+        "image_token_index": VOCABULARY,
+    }
+    return LlavaForConditionalGeneration(LlavaConfig(**own | changes))
+
+
+def idefics3(**changes: Any) -> PreTrainedModel:
+    """Tiles of 32 pixels become 4 features each."""
+    vision = CLIP | {"image_size": 32, "patch_size": 8}
+    own = {
+        "vision_config": vision,
+        "text_config": LlamaConfig(**sizes(IDEFICS_SPECIAL)),
+        "image_token_id": VOCABULARY,
+        "scale_factor": 2,
+    }
+    return Idefics3ForConditionalGeneration(Idefics3Config(**own | changes))
+
+
+def smolvlm(**changes: Any) -> PreTrainedModel:
+    """Like Idefics 3, tied."""
+    vision = CLIP | {"image_size": 32, "patch_size": 8}
+    own = {
+        "vision_config": vision,
+        "text_config": LlamaConfig(**sizes(IDEFICS_SPECIAL), tie_word_embeddings=True),
+        "image_token_id": VOCABULARY,
+        "scale_factor": 2,
+        "tie_word_embeddings": True,
+    }
+    return SmolVLMForConditionalGeneration(SmolVLMConfig(**own | changes))
+
+
+def llava_processor(images: Any, tokenizer: Any) -> Any:
+    return LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def idefics_processor(images: Any, tokenizer: Any) -> Any:
+    """SmolVLM's own needs a package for videos; for pictures it is Idefics 3's word for word."""
+    return Idefics3Processor(
+        images, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template
+    )
+
+
+TILES = {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 32}}
+SQUARE = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+VISION_FAMILIES: dict[str, Tiny] = {
+    "idefics3": Tiny(
+        idefics3,
+        IDEFICS_SPECIAL,
+        SMOLVLM_TEMPLATE,
+        lambda: Idefics3ImageProcessorPil(**TILES),
+        idefics_processor,
+    ),
+    "llava": Tiny(
+        llava,
+        LLAVA_SPECIAL,
+        LLAVA_TEMPLATE,
+        lambda: LlavaImageProcessorPil(**SQUARE),
+        llava_processor,
+        first="<|endoftext|>",
+    ),
+    "smolvlm": Tiny(
+        smolvlm,
+        IDEFICS_SPECIAL,
+        SMOLVLM_TEMPLATE,
+        lambda: SmolVLMImageProcessorPil(**TILES),
+        idefics_processor,
+    ),
+}
+
+# Other shapes of the same families, and what has to be told to the image processor of each.
+SIGLIP = CLIP | {"hidden_act": "gelu_pytorch_tanh"}
+OTHERWISE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "llava with siglip, several layers": (
+        "llava",
+        {
+            "vision_config": SiglipVisionConfig(**SIGLIP),
+            "vision_feature_layer": [-2, 1, -1],
+            "vision_feature_select_strategy": "full",
+            "projector_hidden_act": "gelu_pytorch_tanh",
+        },
+        {},
+    ),
+    "llava with a padded picture and qwen2": (
+        "llava",
+        {"text_config": Qwen2Config(**sizes(LLAVA_SPECIAL)), "multimodal_projector_bias": False},
+        {"do_pad": True},
+    ),
+    "idefics3 without tiles": ("idefics3", {"scale_factor": 4}, {"do_image_splitting": False}),
+}
+
+
+def write_vision_family(
+    folder: Path, family: str, pictures: dict[str, Any] | None = None, **changes: Any
+) -> Path:
+    """Writes the tiny checkpoint of a family; what it sees differs from place to place."""
+    tiny = VISION_FAMILIES[family]
+
+    def make() -> PreTrainedModel:
+        model = tiny.make(**changes)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.data += 0.2 * torch.randn(parameter.shape)
+            elif "vision" in name or "projector" in name or "connector" in name:
+                parameter.data = torch.randn(parameter.shape) * (
+                    0.5 if "position" in name else parameter[0].numel() ** -0.5
+                )
+        return model
+
+    write_checkpoint(folder, make, (1, EXIT_LAYER), template=tiny.template, special=tiny.special)
+    images = tiny.image_processor()
+    images.save_pretrained(folder)
+    if pictures:
+        path = folder / "preprocessor_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | pictures))
+    if tiny.first is not None:
+        add_first_token(folder, tiny.first)
+    return folder
+
+
+def add_first_token(folder: Path, token: str) -> None:
+    """Lets the tokenizer put a token in front of every text, as Llama's does."""
+    from tokenizers import Tokenizer, processors
+
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, tokenizer.token_to_id(token))]
+    )
+    tokenizer.save(str(path))
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": token}))
+
+
+def hugging_face_processor(folder: Path, family: str) -> Any:
+    """The checkpoint's own processor."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    images = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return VISION_FAMILIES[family].processor(images, tokenizer)
