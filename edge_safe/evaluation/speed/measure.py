@@ -98,9 +98,7 @@ def measure(
     """
     check(settings)
     notes = Notes(
-        [
-            "Thresholds of 1 and 0 force every request to be allowed or refused; the work is the same."
-        ]
+        ["Thresholds of 1 and 0 force each request to be allowed or refused; the work is the same."]
     )
     reference, cached = settings.prompt_tokens[0], settings.threads
     if REFERENCE in settings.prompt_tokens:
@@ -119,10 +117,10 @@ def measure(
         lengths[0]["prompt_tokens"],
     )
     at = next(entry for entry in lengths if entry["prompt_tokens"] == reference)
-    answers, bare = Answers(allowing(model)), None
+    answers, bare = Answers(model), None
     if ungated is not None:
         bare = Answers(
-            allowing(SafeModel.load(ungated, threads=settings.threads, provider=settings.provider))
+            SafeModel.load(ungated, threads=settings.threads, provider=settings.provider)
         )
     else:
         notes.add(f"No gate_cost_ratio: {why_not}")

@@ -5,8 +5,9 @@ only one works at a time and its memory is its own. What there is stands in a fo
 ``peers.json``, which ``benchmarks/peers/setup.py`` writes.
 
 The worker's first line is ``{"load_ms", "versions"}``. A request is ``{"ids", "tokens",
-"refuse"}`` and its answer ``{"first_token_ms", "total_ms", "tokens", "verdict_ms"?}``; a refused
-one has no first token. ``{"stop": true}`` is answered with ``{"peak_memory_mb"}``. ``{"error"}`` ends a worker.
+"refuse"}`` and its answer ``{"first_token_ms", "total_ms", "ids", "verdict_ms"?}``; a refused one
+has no first token and no ids. ``{"stop": true}`` is answered with ``{"peak_memory_mb"}``, and
+``{"error"}`` may stand for any answer.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ PEERS_FILE = "peers.json"
 OURS = "edge-safe"
 _SETUP = "python benchmarks/peers/setup.py"
 _TIMEOUT = 900.0
+_SHOWN = 8
 _COMPARED = ("first_token_ms", "answer_ms", "decode_ms_per_token", "refusal_ms")
 
 
@@ -60,8 +62,8 @@ def read_peers(folder: Path) -> dict[str, Peer]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Peer])
     except OSError as error:
         raise PeerError(
-            f"No peers are set up in {folder} ({error.strerror}). Run `{_SETUP} --out {folder}`, or "
-            "name their folder with --peers-folder."
+            f"No peers are set up in {folder} ({error.strerror}). Run `{_SETUP} --out {folder}`, "
+            "or name their folder with --peers-folder."
         ) from error
     except msgspec.MsgspecError as error:
         raise PeerError(f"{path} cannot be read: {error}. Run `{_SETUP}` again.") from error
@@ -93,15 +95,17 @@ class Worker:
 
     Attributes:
         greeting: What it said of itself when it was ready.
+        first_ids: How its last answer began, which shows that it has the same weights.
     """
 
     def __init__(self, name: str, peer: Peer, places: Mapping[str, str]) -> None:
         self._name = name
         self._command = [part.format_map(places) for part in peer.command]
         self.greeting: dict[str, Any] = {}
+        self.first_ids: list[int] = []
 
     def __enter__(self) -> Worker:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._errors = tempfile.TemporaryFile()
         try:
             self._process = subprocess.Popen(
                 self._command,
@@ -213,6 +217,7 @@ def compare(
                 "what": peer.what,
                 "versions": workers[name].greeting["versions"],
                 "load_ms": workers[name].greeting["load_ms"],
+                "first_ids": workers[name].first_ids,
                 **memory[name],
                 **_summary(samples.values, name),
             }
@@ -225,15 +230,17 @@ def _answer(name: str, worker: Worker, request: Mapping[str, Any]) -> Action:
 
     def action() -> dict[str, float]:
         times = worker.ask(request)
-        if times["tokens"] != request["tokens"]:
+        count = len(times["ids"])
+        if count != request["tokens"]:
             raise PeerError(
-                f"Peer '{name}' answered with {times['tokens']} tokens instead of "
-                f"{request['tokens']}: no comparison."
+                f"Peer '{name}' answered with {count} tokens instead of {request['tokens']}: no "
+                "comparison."
             )
+        worker.first_ids = times["ids"][:_SHOWN]
         first, total = times["first_token_ms"], times["total_ms"]
         measured = {"first_token_ms": first, "answer_ms": total}
-        if times["tokens"] > 1 and total > first:
-            measured["decode_ms_per_token"] = (total - first) / (times["tokens"] - 1)
+        if count > 1 and total > first:
+            measured["decode_ms_per_token"] = (total - first) / (count - 1)
         if "verdict_ms" in times:
             measured["verdict_ms"] = times["verdict_ms"]
         return {f"{name}/{key}": value for key, value in measured.items()}

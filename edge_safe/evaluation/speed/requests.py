@@ -126,11 +126,13 @@ class AnswerTimes:
         verdict: When the verdict was there.
         first_token: When the first token was chosen.
         total: When the last one was.
+        ids: Its tokens.
     """
 
     verdict: float
     first_token: float
     total: float
+    ids: list[int]
 
 
 class Answers:
@@ -140,11 +142,27 @@ class Answers:
     """
 
     def __init__(self, model: SafeModel) -> None:
-        """Takes a model whose policy allows every prompt."""
         self._engine = model.engine
         self._manifest = model.manifest
-        self._policy = model.policy
+        self._allow = allowing(model).policy
+        self._refuse = refusing(model).policy
         self._state = model.engine.new_state()
+
+    def refused(self, ids: Array) -> float:
+        """Time until a prompt of ids (n,) is refused, in ms.
+
+        Raises:
+            GateError: The gate could not decide.
+        """
+        self._state.clear()
+        start = time.perf_counter()
+        with Deadline(None) as deadline:
+            embeds = self._engine.embed(ids)
+            judged = self._engine.judge(embeds, self._state, self._refuse, deadline)
+        end = time.perf_counter()
+        if judged.verdict.decision is not Decision.REFUSE:
+            raise GateError(f"The gate could not refuse: {judged.verdict.reason}.")
+        return (end - start) * 1000.0
 
     def run(self, ids: Array, tokens: int) -> AnswerTimes:
         """Answers a prompt of ids (n,) with exactly ``tokens`` tokens, taken greedily.
@@ -156,7 +174,7 @@ class Answers:
         state.clear()
         start = time.perf_counter()
         with Deadline(None) as deadline:
-            judged = engine.judge(engine.embed(ids), state, self._policy, deadline)
+            judged = engine.judge(engine.embed(ids), state, self._allow, deadline)
         verdict = time.perf_counter()
         if judged.verdict.decision is not Decision.ALLOW:
             raise GateError(
@@ -164,13 +182,15 @@ class Answers:
                 f"{judged.verdict.reason or 'certain to be harmful'})."
             )
         sampler = self._greedy(ids)
-        token = sampler.choose(engine.open(judged, state))
+        chosen = [sampler.choose(engine.open(judged, state))]
         first = time.perf_counter()
         step = engine.stepper(state)
         for _ in range(tokens - 1):
-            token = sampler.choose(step(token))
+            chosen.append(sampler.choose(step(chosen[-1])))
         end = time.perf_counter()
-        return AnswerTimes(*((moment - start) * 1000.0 for moment in (verdict, first, end)))
+        return AnswerTimes(
+            (verdict - start) * 1000.0, (first - start) * 1000.0, (end - start) * 1000.0, chosen
+        )
 
     def whole(self, name: str, ids: Array, tokens: int) -> Action:
         """The time of a whole answer, under a name."""
