@@ -28,7 +28,7 @@ from edge_safe.evaluation.speed.requests import (
 )
 from edge_safe.evaluation.speed.samples import Action, Samples, interleave, quartiles
 from edge_safe.runtime.bundle import open_bundle
-from edge_safe.runtime.manifest import Manifest
+from edge_safe.runtime.manifest import Manifest, load_manifest
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.model import SafeModel
 
@@ -100,14 +100,12 @@ def measure(
     notes = Notes(
         ["Thresholds of 1 and 0 force each request to be allowed or refused; the work is the same."]
     )
-    reference, cached = settings.prompt_tokens[0], settings.threads
-    if REFERENCE in settings.prompt_tokens:
-        reference = REFERENCE
+    fitting = _fitting(settings, load_manifest(folder).model.context_length)
+    reference = REFERENCE if REFERENCE in fitting else fitting[0]
     # Before this process opens the bundle: pages that it has mapped could not be dropped.
     tell("load", 0.0)
-    loading = measure_loading(
-        folder, reference, cached, settings.provider, min(LOADS, settings.runs)
-    )
+    loads = min(LOADS, settings.runs)
+    loading = measure_loading(folder, reference, settings.threads, settings.provider, loads)
     tell("load", 1.0)
     machine = describe_machine()
     model = SafeModel.load(folder, threads=settings.threads, provider=settings.provider)
@@ -181,6 +179,21 @@ def check(settings: Settings) -> None:
         raise UsageError(f"--threads is {settings.threads}; give 1 or more.")
     if not settings.prompt_tokens or min(settings.prompt_tokens) < 1:
         raise UsageError(f"--prompt-tokens is {list(settings.prompt_tokens)}; give 1 or more.")
+
+
+def _fitting(settings: Settings, context: int) -> list[int]:
+    """The lengths that leave room in a context.
+
+    Raises:
+        UsageError: None does.
+    """
+    fitting = [tokens for tokens in settings.prompt_tokens if tokens + _LENGTHS_ROOM <= context]
+    if not fitting:
+        raise UsageError(
+            f"None of the lengths {list(settings.prompt_tokens)} of --prompt-tokens fits: this "
+            f"model's context of {context} takes at most {context - _LENGTHS_ROOM}."
+        )
+    return fitting
 
 
 def measure_lengths(
