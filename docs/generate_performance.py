@@ -43,7 +43,9 @@ or refused, since a verdict must not depend on luck; the work is the same. Answe
 greedily with the end token masked, so that all have the length asked.
 
 Peers are processes of their own that get the same ids in turn with the bundle; only one works at a
-time. Their weights are the bundle's checkpoint, converted by their own tools. The guard pipelines
+time. Their weights are the bundle's checkpoint, converted by their own tools, and all read the same
+positions, the safe token at slot T among them; how each answer began stands under `first_ids` in
+the document. The guard pipelines
 run on this project's runtime with the same int4 weights, and a guard of the model's own size:
 
 - *guard-logit*: a guard reads the prompt, one logit decides; then the model reads it again

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import msgspec
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from edge_safe.errors import UsageError
 from edge_safe.models.control_tokens import ControlTokens
+from edge_safe.models.pebble import PebbleTokenizer
 from edge_safe.models.safety_file import Calibration, describe, stage_name, write_safety
 from edge_safe.models.safety_head import SafetyConfig, SafetyModule
 
@@ -52,13 +53,13 @@ def write_random(shape: Shape, words: Path, folder: Path) -> None:
 
     Args:
         shape: Its sizes.
-        words: A checkpoint whose tokenizer and control tokens it takes, pebble's.
+        words: pebble's checkpoint, whose tokenizer and control tokens it takes.
         folder: Where to write.
 
     Raises:
         UsageError: The vocabulary does not hold the tokenizer's.
     """
-    tokenizer = AutoTokenizer.from_pretrained(words)
+    tokenizer = PebbleTokenizer.from_pretrained(words)
     if len(tokenizer) > shape.vocab_size:
         raise UsageError(
             f"The shape's vocabulary of {shape.vocab_size} is too small for the {len(tokenizer)} "

@@ -97,7 +97,9 @@ def _arguments(table: Table, cache: Path) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("source", type=Path, help="the checkpoint that the bundle is made from")
-    parser.add_argument("--shape", choices=sorted(read_shapes()), help="random weights instead")
+    parser.add_argument(
+        "--shape", choices=sorted(read_shapes()), help="random weights; SOURCE is pebble then"
+    )
     parser.add_argument("--out", type=Path, default=cache / "peers", help="where models go")
     parser.add_argument(
         "--environments", type=Path, default=cache / "environments", help="where packages go"

@@ -159,8 +159,8 @@ def _peers(
         )
     model = SafeModel.load(bundle, provider=settings.provider)
     prompt = exact_prompt(model, document["prompt_tokens"]) or ""
-    ids = model.prompt_ids(prompt).tolist()
-    del model
+    ids, safe = model.prompt_ids(prompt).tolist(), model.manifest.safety.safe_token_id
+    del model  # its memory is not to stand in the peers' way
     rounds = 0
 
     def done() -> None:
@@ -174,7 +174,7 @@ def _peers(
         "ungated": str(ungated),
         "threads": str(settings.threads or available_cores()),
     }
-    return compare(chosen, places, ids, document["answer_tokens"], settings.runs, done)
+    return compare(chosen, places, ids, safe, document["answer_tokens"], settings.runs, done)
 
 
 def show(terminal: Terminal, document: dict[str, Any]) -> None:

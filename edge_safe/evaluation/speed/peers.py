@@ -180,6 +180,7 @@ def compare(
     peers: Mapping[str, Peer],
     places: Mapping[str, str],
     ids: Sequence[int],
+    safe_token: int,
     tokens: int,
     rounds: int,
     done: Callable[[], None] = lambda: None,
@@ -190,6 +191,8 @@ def compare(
         peers: Ourselves among them.
         places: Fills in the commands.
         ids: The prompt.
+        safe_token: What an answer begins with. A bundle puts it there by itself; those that do
+            not judge read it as the prompt's last one, so that all read the same positions.
         tokens: Length of the answer.
         rounds: How often.
         done: Told after every round.
@@ -207,8 +210,10 @@ def compare(
         }
         actions = []
         for name, worker in workers.items():
-            actions.append(_answer(name, worker, request))
-            if peers[name].judges:
+            if not peers[name].judges:
+                actions.append(_answer(name, worker, {**request, "ids": [*ids, safe_token]}))
+            else:
+                actions.append(_answer(name, worker, request))
                 actions.append(_refusal(name, worker, {**request, "refuse": True}))
         samples = interleave(actions, rounds, done)
         memory = {name: worker.ask({"stop": True}) for name, worker in workers.items()}
