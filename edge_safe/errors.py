@@ -70,6 +70,10 @@ class JudgeError(EdgeSafeError):
     """A judge of answers cannot be opened, or cannot tell."""
 
 
+class PeerError(EdgeSafeError):
+    """A peer that a bundle is to be compared with is unknown, not set up, or broke."""
+
+
 class CheckpointError(EdgeSafeError):
     """A checkpoint folder lacks what a safety-token model needs."""
 

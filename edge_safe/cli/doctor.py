@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from rich.text import Text
 from edge_safe.cli import options
 from edge_safe.cli.console import Terminal
 from edge_safe.errors import ProviderError
+from edge_safe.evaluation.speed.machine import available_cores, cpu_flags, instruction_sets
 
 OLDEST_PYTHON, OLDEST_EXPORT_PYTHON = (3, 10), (3, 11)
 OLDEST_GLIBC = (2, 27)
@@ -31,7 +31,7 @@ VERBS_OF_EXTRA = {
     "audio": "sound in run, chat, classify, eval",
     "export": "export, demo's first run",
     "train": "train",
-    "eval": "eval --plot",
+    "eval": "eval --plot, bench --plot",
 }
 
 
@@ -109,33 +109,14 @@ def _system() -> Check:
 
 
 def _processor() -> Check:
-    flags = _cpu_flags()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    names = {
-        "avx2": "AVX2",
-        "avx512f": "AVX-512",
-        "avx_vnni": "VNNI",
-        "avx512_vnni": "AVX-512 VNNI",
-        "asimd": "NEON",
-        "asimddp": "dot product",
-        "i8mm": "I8MM",
-    }
-    there = [label for flag, label in names.items() if flag in flags]
-    found = f"{cores} cores, {', '.join(there) or 'no vector extension found'}"
+    flags = cpu_flags()
+    there = ", ".join(instruction_sets()) or "no vector extension found"
+    found = f"{available_cores()} cores, {there}"
     if flags and "avx2" not in flags and "asimd" not in flags:
         return Check("Processor", "note", found, "without AVX2 it runs, several times slower")
     if flags and not flags & {"avx_vnni", "avx512_vnni", "asimddp", "i8mm"}:
         return Check("Processor", "note", found, "no int8 dot product: int4 prefill is slow")
     return Check("Processor", "ok", found)
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return set()
-    lines = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
-    return set(lines[0].partition(":")[2].split()) if lines else set()
 
 
 def _memory() -> Check:

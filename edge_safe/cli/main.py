@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from edge_safe.cli import (
+    bench,
     chat,
     classify,
     demo,
@@ -45,6 +46,7 @@ for _name, _verb in (
     ("chat", chat),
     ("classify", classify),
     ("eval", eval),
+    ("bench", bench),
     ("train", train),
 ):
     app.command(_name, no_args_is_help=True)(_verb.command)

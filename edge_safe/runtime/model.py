@@ -25,10 +25,12 @@ from edge_safe.runtime.prompt import (
     check_not_empty,
     positions,
     read_messages,
+    token_ids,
 )
 from edge_safe.runtime.reply import Reply
 from edge_safe.runtime.request import Event, Prompt, Requests
 from edge_safe.runtime.sampler import Sampling, SamplingSettings
+from edge_safe.runtime.session import Array
 from edge_safe.runtime.template import ChatTemplate
 from edge_safe.runtime.tokens import Tokens
 from edge_safe.runtime.verdict import Verdict
@@ -121,6 +123,30 @@ class SafeModel:
     def policy(self) -> Policy:
         """The policy in force."""
         return self._requests.policy
+
+    @property
+    def engine(self) -> Engine:
+        """The graphs and the order they run in, for measurements below the level of requests."""
+        return self._requests.engine
+
+    def with_policy(self, policy: Policy) -> SafeModel:
+        """The same loaded bundle under another policy; no graph is opened twice.
+
+        Raises:
+            PolicyError: The policy is malformed or asks for a stage the bundle does not have.
+        """
+        self.engine.stages(check_policy(policy))
+        return SafeModel(self._requests.with_policy(policy))
+
+    def prompt_ids(
+        self, prompt: str | Sequence[ChatMessage], *, system: str | None = None
+    ) -> Array:
+        """The (T,) int64 ids of a prompt of text, the chat template's own included.
+
+        Raises:
+            PromptError: The prompt is malformed, or longer than any context.
+        """
+        return token_ids(self._requests.builder.build(read_messages(prompt, system)))
 
     def run_counts(self) -> dict[str, int]:
         """How often each graph of the bundle was run since it was loaded."""

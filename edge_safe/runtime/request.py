@@ -69,6 +69,10 @@ class Requests:
         self._tokens = tokens
         self._family = family
 
+    def with_policy(self, policy: Policy) -> Requests:
+        """The same under another policy, which was checked."""
+        return Requests(self.bundle, self.engine, self._tokens, self.builder, self._family, policy)
+
     def attach_media(
         self,
         message: Message,

@@ -28,18 +28,6 @@ def result(script: str, *arguments: object) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_cost_of_the_gate(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    from edge_safe.export import export_bundle
-
-    export_bundle(tiny_checkpoint, tmp_path / "ungated", precision="fp32", exit_layer="none")
-    measured = result("gate_cost.py", tiny_bundle, tmp_path / "ungated", "--rounds", 3)
-    assert measured["prompt_tokens"] >= 256
-    assert set(measured["spread"]) >= {"refusal_ms", "prefill_ms", "load_ms", "peak_mb"}
-    assert measured["refusal_ratio"] == pytest.approx(
-        measured["refusal_ms"] / measured["prefill_ms"], rel=0.05
-    )
-
-
 def test_fidelity_to_the_base_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     rows = [{"id": i, "prompt": f"Tell me story {i}.", "label": "safe"} for i in range(3)]

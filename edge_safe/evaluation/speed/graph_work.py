@@ -1,0 +1,183 @@
+"""What one token costs by the graphs themselves: bytes of weights read and multiplications made.
+
+Reads just enough of the ONNX wire format (field numbers from onnx.proto, IR version 10) to see
+initializers and the nodes that multiply by them; a device has no onnx package.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from edge_safe.runtime.bundle import Bundle
+
+_GRAPH, _NODE, _INITIALIZER = 7, 1, 5
+_MULTIPLYING = {"MatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+_VARINT, _FIXED64, _BYTES = 0, 1, 2
+
+
+@dataclass(slots=True)
+class Work:
+    """What one position costs.
+
+    Attributes:
+        weight_bytes: Bytes of the weights that are multiplied with, scales and offsets included.
+        multiplications: Weights they stand for: one multiplication and one addition each.
+        head_multiplications: Those of them that only the last position needs (lm_head).
+    """
+
+    weight_bytes: int = 0
+    multiplications: int = 0
+    head_multiplications: int = 0
+
+
+@dataclass(slots=True)
+class _Node:
+    """A node: its operator, its inputs, its integer attributes."""
+
+    operator: str = ""
+    inputs: list[str] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Tensor:
+    """An initializer: its name, its shape, and its bytes outside the graph's own file."""
+
+    name: str = ""
+    shape: list[int] = field(default_factory=list)
+    length: int = 0
+
+
+def work_of(bundle: Bundle) -> Work:
+    """The work of one position through gate and decoder together."""
+    work = Work()
+    counted: set[str] = set()
+    for name in ("gate", "decoder"):
+        if name not in bundle.manifest.graphs:
+            continue
+        data = memoryview(bundle.read(bundle.manifest.graphs[name].file))
+        tensors, nodes = _graph(data)
+        for node in nodes:
+            count = _multiplications(node, tensors)
+            work.multiplications += count
+            if count and bundle.manifest.model.vocab_size in (
+                node.numbers.get("N"),
+                *_shape(node, tensors),
+            ):
+                work.head_multiplications += count
+            if count:
+                weights = {name for name in node.inputs if name in tensors} - counted
+                work.weight_bytes += sum(tensors[weight].length for weight in weights)
+                counted |= weights
+    return work
+
+
+def _multiplications(node: _Node, tensors: dict[str, _Tensor]) -> int:
+    """Weights that a node multiplies each position by."""
+    if node.operator == "MatMulNBits":
+        return node.numbers.get("N", 0) * node.numbers.get("K", 0)
+    if node.operator in _MULTIPLYING:
+        return math.prod(_shape(node, tensors) or [0])
+    return 0
+
+
+def _shape(node: _Node, tensors: dict[str, _Tensor]) -> list[int]:
+    """Shape of a node's weight matrix; empty where it multiplies by no weight."""
+    if len(node.inputs) < 2 or node.inputs[1] not in tensors:
+        return []
+    return tensors[node.inputs[1]].shape
+
+
+def _graph(model: memoryview) -> tuple[dict[str, _Tensor], list[_Node]]:
+    """Initializers and nodes of a ModelProto; nodes inside branches are left out."""
+    tensors: dict[str, _Tensor] = {}
+    nodes: list[_Node] = []
+    for number, value in _fields(model):
+        if number != _GRAPH or isinstance(value, int):
+            continue
+        for inner, part in _fields(value):
+            if isinstance(part, int):
+                continue
+            if inner == _NODE:
+                nodes.append(_node(part))
+            elif inner == _INITIALIZER:
+                tensor = _tensor(part)
+                tensors[tensor.name] = tensor
+    return tensors, nodes
+
+
+def _node(data: memoryview) -> _Node:
+    """NodeProto: input 1, op_type 4, attribute 5 (name 1, i 3)."""
+    node = _Node()
+    for number, value in _fields(data):
+        if isinstance(value, int):
+            continue
+        if number == 1:
+            node.inputs.append(bytes(value).decode())
+        elif number == 4:
+            node.operator = bytes(value).decode()
+        elif number == 5:
+            attribute = dict(_fields(value))
+            name, whole = attribute.get(1), attribute.get(3)
+            if isinstance(name, memoryview) and isinstance(whole, int):
+                node.numbers[bytes(name).decode()] = whole
+    return node
+
+
+def _tensor(data: memoryview) -> _Tensor:
+    """TensorProto: dims 1, name 8, raw_data 9, external_data 13 (key 1, value 2)."""
+    tensor = _Tensor()
+    for number, value in _fields(data):
+        if isinstance(value, int):
+            if number == 1:
+                tensor.shape.append(value)
+        elif number == 1:
+            tensor.shape.extend(_packed(value))
+        elif number == 8:
+            tensor.name = bytes(value).decode()
+        elif number == 9:
+            tensor.length = len(value)
+        elif number == 13:
+            entry = {key: bytes(text) for key, text in _fields(value) if not isinstance(text, int)}
+            if entry.get(1) == b"length":
+                tensor.length = int(entry[2])
+    return tensor
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yields the fields of a message: numbers, and messages or text as views."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        number, kind = tag >> 3, tag & 7
+        if kind == _VARINT:
+            value, at = _varint(data, at)
+            yield number, value
+        elif kind == _BYTES:
+            length, at = _varint(data, at)
+            yield number, data[at : at + length]
+            at += length
+        else:
+            at += 8 if kind == _FIXED64 else 4
+
+
+def _packed(data: memoryview) -> Iterator[int]:
+    """Numbers of a packed field."""
+    at = 0
+    while at < len(data):
+        value, at = _varint(data, at)
+        yield value
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """Reads a base-128 number at an offset; returns it and the offset behind it."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7

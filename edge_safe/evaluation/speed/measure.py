@@ -1,0 +1,381 @@
+"""Measures one bundle: every way a request can take, at several prompt lengths."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_safe.errors import GateError, MediaError, UsageError
+from edge_safe.evaluation.speed import limits
+from edge_safe.evaluation.speed.graph_work import work_of
+from edge_safe.evaluation.speed.loading import measure_loading
+from edge_safe.evaluation.speed.machine import available_cores, describe_machine
+from edge_safe.evaluation.speed.prompts import exact_prompt, plain_ids
+from edge_safe.evaluation.speed.requests import (
+    Answers,
+    allowed_request,
+    allowing,
+    media_request,
+    refused_request,
+    refusing,
+    second_turn,
+)
+from edge_safe.evaluation.speed.samples import Action, Samples, interleave, quartiles
+from edge_safe.runtime.bundle import open_bundle
+from edge_safe.runtime.manifest import Manifest, load_manifest
+from edge_safe.runtime.media import AudioInput, ImageInput
+from edge_safe.runtime.model import SafeModel
+
+REFERENCE = 256
+"""The prompt length that the figures without one of their own are for, where it was measured."""
+
+ANSWER_TOKENS = 64
+LONG_CACHE = 2000
+SHORT_CACHE = 8
+LOADS = 5
+_LENGTHS_ROOM = 2  # slot T and one answer token
+_SOUND_RATE = 16000
+
+Tell = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to measure.
+
+    Attributes:
+        prompt_tokens: Prompt lengths, the template included.
+        runs: Rounds of interleaved measurements.
+        threads: Threads inside one operator; None lets ONNX Runtime choose.
+        provider: What to run on; None takes what the bundle's target names.
+        image: A picture to encode; None draws a sign with three lines of text.
+        audio: A sound to encode; None takes three seconds of a hum, in which nobody speaks.
+    """
+
+    prompt_tokens: tuple[int, ...]
+    runs: int
+    threads: int | None = None
+    provider: str | None = None
+    image: Path | None = None
+    audio: Path | None = None
+
+
+@dataclass(slots=True)
+class Notes:
+    """What a reader of the figures has to know."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, line: str) -> None:
+        """Takes one line."""
+        self.lines.append(line)
+
+
+def measure(
+    folder: Path, settings: Settings, ungated: Path | None, why_not: str, tell: Tell
+) -> dict[str, Any]:
+    """Measures a bundle.
+
+    Args:
+        folder: The bundle.
+        settings: What to measure.
+        ungated: The same model without its gate; None where there is none.
+        why_not: Why there is none.
+        tell: Told each step and the share of it that is done.
+
+    Returns:
+        The document that ``bench --json`` prints, without peers.
+
+    Raises:
+        UsageError: No length fits the context, or a setting is impossible.
+        EdgeSafeError: The bundle cannot be loaded or run.
+    """
+    check(settings)
+    notes = Notes(
+        ["Thresholds of 1 and 0 force each request to be allowed or refused; the work is the same."]
+    )
+    fitting = _fitting(settings, load_manifest(folder).model.context_length)
+    reference = REFERENCE if REFERENCE in fitting else fitting[0]
+    # Before this process opens the bundle: pages that it has mapped could not be dropped.
+    tell("load", 0.0)
+    loads = min(LOADS, settings.runs)
+    loading = measure_loading(folder, reference, settings.threads, settings.provider, loads)
+    tell("load", 1.0)
+    machine = describe_machine()
+    model = SafeModel.load(folder, threads=settings.threads, provider=settings.provider)
+    lengths, skipped = measure_lengths(model, settings, tell)
+    reference = next(
+        (entry["prompt_tokens"] for entry in lengths if entry["prompt_tokens"] == reference),
+        lengths[0]["prompt_tokens"],
+    )
+    at = next(entry for entry in lengths if entry["prompt_tokens"] == reference)
+    answers, bare = Answers(model), None
+    if ungated is not None:
+        bare = Answers(
+            SafeModel.load(ungated, threads=settings.threads, provider=settings.provider)
+        )
+    else:
+        notes.add(f"No gate_cost_ratio: {why_not}")
+    other = interleave(
+        _other_actions(model, answers, bare, reference, settings, notes),
+        settings.runs,
+        _steps(tell, "answers, media, turns", settings.runs),
+    )
+    if bare is not None:
+        pairs = zip(other.values["gated_answer_ms"], other.values["ungated_answer_ms"], strict=True)
+        other.values["gate_cost_ratio"] = [gated / free for gated, free in pairs]
+    tell("limits of this machine", 0.0)
+    found = _limits(folder, model.manifest, settings, lengths, other)
+    tell("limits of this machine", 1.0)
+    _say_more(notes, machine, loading, other)
+    keys = ("encode_ms", "prefill_ms", "verdict_ms", "refusal_ms", "first_token_ms")
+    medians = {**_renamed(loading.medians()), **other.medians()}
+    spread = {**_renamed(loading.spread()), **other.spread()}
+    return {
+        "bundle": {
+            "name": model.manifest.name,
+            "precision": model.manifest.precision,
+            "exit_layer": model.manifest.safety.exit_layer,
+            "layers": model.manifest.model.layers,
+            "bytes": sum(entry.size for entry in model.manifest.files.values()),
+        },
+        "machine": machine,
+        "threads": settings.threads,
+        "runs": settings.runs,
+        "prompt_tokens": reference,
+        "answer_tokens": ANSWER_TOKENS,
+        "load_ms": medians["load_ms"],
+        **{key: at[key] for key in keys},
+        "refusal_ratio": at["refusal_ratio"],
+        "gate_cost_ratio": None,
+        "encode_image_ms": None,
+        "encode_audio_ms": None,
+        "decode_long_cache_ms_per_token": None,
+        **medians,
+        "lengths": lengths,
+        "skipped": skipped,
+        "limits": found,
+        "notes": notes.lines,
+        "spread": {**{key: at["spread"][key] for key in (*keys, "refusal_ratio")}, **spread},
+        "peers": {},
+    }
+
+
+def check(settings: Settings) -> None:
+    """Refuses settings that nothing can be measured with.
+
+    Raises:
+        UsageError: See above.
+    """
+    if settings.runs < 1:
+        raise UsageError(f"--runs is {settings.runs}; give 1 or more.")
+    if settings.threads is not None and settings.threads < 1:
+        raise UsageError(f"--threads is {settings.threads}; give 1 or more.")
+    if not settings.prompt_tokens or min(settings.prompt_tokens) < 1:
+        raise UsageError(f"--prompt-tokens is {list(settings.prompt_tokens)}; give 1 or more.")
+
+
+def _fitting(settings: Settings, context: int) -> list[int]:
+    """The lengths that leave room in a context.
+
+    Raises:
+        UsageError: None does.
+    """
+    fitting = [tokens for tokens in settings.prompt_tokens if tokens + _LENGTHS_ROOM <= context]
+    if not fitting:
+        raise UsageError(
+            f"None of the lengths {list(settings.prompt_tokens)} of --prompt-tokens fits: this "
+            f"model's context of {context} takes at most {context - _LENGTHS_ROOM}."
+        )
+    return fitting
+
+
+def measure_lengths(
+    model: SafeModel, settings: Settings, tell: Tell
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Times an allowed and a refused request at every length that fits.
+
+    Returns:
+        One entry for each length; and the lengths left out, each with its reason.
+
+    Raises:
+        UsageError: None fits.
+    """
+    context = model.manifest.model.context_length
+    allowed, refused = allowing(model), refusing(model)
+    entries: list[dict[str, Any]] = []
+    skipped: list[dict[str, Any]] = []
+    for tokens in sorted(set(settings.prompt_tokens)):
+        prompt = exact_prompt(model, tokens) if tokens + _LENGTHS_ROOM <= context else None
+        if prompt is None:
+            room = f"this model's context of {context} takes at most {context - _LENGTHS_ROOM}"
+            fits = tokens + _LENGTHS_ROOM <= context
+            reason = "the chat template leaves no room for a request" if fits else room
+            skipped.append({"prompt_tokens": tokens, "reason": reason})
+            continue
+        samples = interleave(
+            [allowed_request(allowed, prompt), refused_request(refused, prompt)],
+            settings.runs,
+            _steps(tell, f"prompt of {tokens} tokens", settings.runs),
+        )
+        pairs = zip(samples.values["refusal_ms"], samples.values["first_token_ms"], strict=True)
+        samples.values["refusal_ratio"] = [refusal / first for refusal, first in pairs]
+        entries.append({"prompt_tokens": tokens, **samples.medians(), "spread": samples.spread()})
+    if not entries:
+        reasons = "; ".join(f"{entry['prompt_tokens']}: {entry['reason']}" for entry in skipped)
+        raise UsageError(f"None of the lengths of --prompt-tokens can be measured. {reasons}.")
+    return entries, skipped
+
+
+def _other_actions(
+    model: SafeModel,
+    answers: Answers,
+    bare: Answers | None,
+    reference: int,
+    settings: Settings,
+    notes: Notes,
+) -> list[Action]:
+    """What is measured at one length alone; what this bundle cannot do is noted."""
+    context = model.manifest.model.context_length
+    room = context - reference - _LENGTHS_ROOM
+    count = max(2, min(ANSWER_TOKENS, room))
+    short = plain_ids(model, SHORT_CACHE)
+    ids = plain_ids(model, reference)
+    actions = [answers.per_token("decode_ms_per_token", short, ANSWER_TOKENS)]
+    if count < ANSWER_TOKENS:
+        notes.add(f"Answers have {count} tokens: the context of {context} holds no more.")
+    if context >= LONG_CACHE + ANSWER_TOKENS + _LENGTHS_ROOM:
+        long = plain_ids(model, LONG_CACHE)
+        actions.append(answers.per_token("decode_long_cache_ms_per_token", long, ANSWER_TOKENS))
+    else:
+        notes.add(f"No decoding behind {LONG_CACHE} tokens: the context holds {context}.")
+    actions.append(answers.whole("gated_answer_ms", ids, count))
+    if bare is not None:
+        actions.append(bare.whole("ungated_answer_ms", ids, count))
+    prompt = exact_prompt(model, reference)
+    if prompt is not None and room >= 3 * ANSWER_TOKENS:
+        actions.append(second_turn(allowing(model), prompt))
+    else:
+        notes.add("No second turn: the context has no room for it.")
+    return [*actions, *_media_actions(refusing(model), settings, notes)]
+
+
+def _media_actions(model: SafeModel, settings: Settings, notes: Notes) -> list[Action]:
+    """Encoding of a picture and of a sound, where the bundle has towers for them."""
+    image: ImageInput = sign() if settings.image is None else settings.image
+    audio: AudioInput = hum() if settings.audio is None else settings.audio
+    actions = []
+    for name, own, action in (
+        ("image", settings.image, media_request(model, "encode_image_ms", "Well?", [image])),
+        ("audio", settings.audio, media_request(model, "encode_audio_ms", "Well?", (), audio)),
+    ):
+        try:
+            action()
+        except (MediaError, GateError) as error:
+            if own is not None:
+                raise
+            notes.add(f"No {name} encoding: {error}")
+        else:
+            actions.append(action)
+            if own is None:
+                drawn = "a drawn sign of 640 x 480" if name == "image" else "three seconds of a hum"
+                notes.add(f"The {name} is {drawn}; --{name} takes your own.")
+    return actions
+
+
+def sign() -> NDArray[np.uint8]:
+    """A picture (480, 640, 3) of a sign with three lines of text."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.new("RGB", (640, 480), (196, 214, 226))
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((60, 80, 580, 400), fill=(252, 250, 240), outline=(60, 60, 60), width=6)
+    font = ImageFont.load_default(44)
+    for line, text in enumerate(("THE OLD HARBOUR", "open from nine to five", "closed on Mondays")):
+        pen.text((90, 120 + 90 * line), text, fill=(20, 20, 20), font=font)
+    return np.asarray(picture, np.uint8)
+
+
+def hum() -> tuple[NDArray[np.float32], int]:
+    """Three seconds of a low hum, and its rate in Hz."""
+    seconds = np.arange(3 * _SOUND_RATE, dtype=np.float32) / _SOUND_RATE
+    tone = sum(np.sin(2 * np.pi * 110 * k * seconds) / k for k in range(1, 9))
+    return (0.1 * np.asarray(tone)).astype(np.float32), _SOUND_RATE
+
+
+def _limits(
+    folder: Path,
+    manifest: Manifest,
+    settings: Settings,
+    lengths: list[dict[str, Any]],
+    other: Samples,
+) -> dict[str, Any]:
+    """What bounds decoding and prefill; only the CPU's own peak can be measured here."""
+    bundle = open_bundle(folder, settings.provider, accept_failed=True)
+    if bundle.provider != "cpu":
+        return {}
+    work = work_of(bundle)
+    peak = limits.measure_peak(settings.threads or available_cores())
+    measured = other.medians()
+    decode = [
+        {"past": past, **limits.decode_bound(manifest, work, peak, past, measured[name])}
+        for past, name in (
+            (SHORT_CACHE, "decode_ms_per_token"),
+            (LONG_CACHE, "decode_long_cache_ms_per_token"),
+        )
+        if name in measured
+    ]
+    prefill = [
+        {"prompt_tokens": tokens, **limits.prefill_bound(manifest, work, peak, tokens, took)}
+        for tokens, took in ((entry["prompt_tokens"], entry["prefill_ms"]) for entry in lengths)
+    ]
+    return {
+        "memory_gb_per_second": peak.bytes_per_second / 1e9,
+        "matrix_gflop_per_second": peak.operations_per_second / 1e9,
+        "decode": decode,
+        "prefill": prefill,
+    }
+
+
+def _say_more(notes: Notes, machine: dict[str, Any], loading: Samples, other: Samples) -> None:
+    """Notes what weakens the figures."""
+    if statistics.median(loading.values["read_mb"]) < 1:
+        notes.add("Nothing was read from storage: load_ms is that of files already in memory.")
+    if machine["load_average"] > 0.5:
+        notes.add(
+            f"Other programs were running (load average {machine['load_average']:.1f}); figures "
+            "for a record want a quiet machine."
+        )
+    lower, upper = quartiles(other.values["decode_ms_per_token"])
+    if upper > 1.2 * lower:
+        notes.add("The times of decoding vary by more than 20 %; run again on a quieter machine.")
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """``load_ms_warm`` as ``load_warm_ms``: the unit stands last."""
+    names = {
+        name: f"{name[: -len(unit) - 5]}_warm{unit}"
+        for name in values
+        for unit in ("_ms", "_mb")
+        if name.endswith(f"{unit}_warm")
+    }
+    return {names.get(name, name): value for name, value in values.items()}
+
+
+def _steps(tell: Tell, step: str, rounds: int) -> Callable[[], None]:
+    """Counts rounds of one step."""
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        tell(step, done / rounds)
+
+    tell(step, 0.0)
+    return count
