@@ -13,7 +13,9 @@ from functools import partial
 
 import numpy as np
 
-from edge_safe.export.quantization import FloatArray, MatrixFormat, dequantize, quantize
+from edge_safe.export.packing import FloatArray, dequantize
+from edge_safe.export.quantization import MatrixFormat
+from edge_safe.export.rounding import quantize
 
 BLOCK = 32
 

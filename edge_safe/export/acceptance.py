@@ -155,8 +155,8 @@ def measure_agreement(
     auroc, asr, fpr = _rates(unsafe[decided], p_unsafe[decided], refused[decided])
 
     both = [n for n, row in enumerate(rows) if row.modality == "text" and decided[n]]
-    torch_p = np.array(
-        [_torch_p(rows[n].prompt, reference, encoder, safe_token, torch_calibration) for n in both]
+    torch_p = _torch_p(
+        [rows[n].prompt for n in both], reference, encoder, safe_token, torch_calibration
     )
     torch_refused = torch_p >= torch_calibration.threshold
     torch_rates = _rates(unsafe[both], torch_p, torch_refused)
@@ -210,15 +210,16 @@ def judge_agreement(found: Agreement) -> Acceptance:
 
 
 def _torch_p(
-    prompt: str,
+    prompts: Sequence[str],
     reference: Reference,
     encoder: PromptEncoder,
     safe_token: int,
     calibration: StageCalibration,
-) -> float:
-    ids = np.array([[*encoder.encode([Message("user", prompt)]), safe_token]])
-    odds = reference.log_odds(reference.embed(ids))
-    return sigmoid(score(calibration, odds))
+) -> FloatArray:
+    """(n,) calibrated p_unsafe of the torch model's first stage."""
+    ids = [[*encoder.encode([Message("user", prompt)]), safe_token] for prompt in prompts]
+    odds = reference.log_odds([reference.embed(np.array([row])) for row in ids])
+    return np.array([sigmoid(score(calibration, float(value))) for value in odds])
 
 
 def _rates(

@@ -26,6 +26,15 @@ DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.INT64: "int64",
     onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.INT8: "int8",
+}
+
+
+# Types that weight matrices outside of blocks are stored in, the smallest first.
+STORED: dict[int, str] = {
+    onnx.TensorProto.INT8: "int8",
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
 }
 
 
@@ -111,6 +120,7 @@ def _tensor(value: onnx.ValueInfoProto) -> schema.Tensor:
 
 def _precision(graph: onnx.GraphProto) -> str:
     """The fewest bits a weight matrix of the graph has."""
+    kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2}
     bits = [
         attribute.i
         for node in graph.node
@@ -118,7 +128,9 @@ def _precision(graph: onnx.GraphProto) -> str:
         for attribute in node.attribute
         if attribute.name == "bits"
     ]
-    return f"int{min(bits)}" if bits else "fp32"
+    if bits:
+        return f"int{min(bits)}"
+    return next((name for kind, name in STORED.items() if kind in kinds), "fp32")
 
 
 def _version(package: str) -> str:

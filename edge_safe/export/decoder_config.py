@@ -15,10 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from edge_safe.errors import ExportError
+from edge_safe.errors import CheckpointError, ExportError
+from edge_safe.export.checkpoint.adapter import weights_folder
+from edge_safe.export.checkpoint.reader import CheckpointReader
+from edge_safe.export.checkpoint.streaming import streaming_model
 from edge_safe.export.families.base import Opened, float_array
 from edge_safe.export.graphs.spec import (
     Activation,
@@ -37,6 +45,9 @@ ROPE_STEP = 8
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
+# Largest torch model in fp32 that parity holds in memory, about 1B parameters.
+HELD_BYTES = 4 * 2**30
+
 SpecOf = Callable[[Any], DecoderSpec]
 Translate = Callable[[TensorSource, DecoderSpec], TensorSource]
 
@@ -44,8 +55,10 @@ Translate = Callable[[TensorSource, DecoderSpec], TensorSource]
 def open_text(folder: Path, spec_of: SpecOf, translate: Translate | None = None) -> Opened:
     """Opens a text-only checkpoint in fp32.
 
+    The torch model is held in memory up to ``HELD_BYTES``, else read layer by layer as it runs.
+
     Args:
-        folder: The checkpoint.
+        folder: The checkpoint, or an adapter for one.
         spec_of: Describes the decoder from its configuration.
         translate: Gives the weights by the names of Llama's, where the family has other ones.
 
@@ -53,12 +66,39 @@ def open_text(folder: Path, spec_of: SpecOf, translate: Translate | None = None)
         CheckpointError: It cannot be opened.
         ExportError: It uses something that the graphs cannot express.
     """
-    spec = spec_of(read_config(folder))
-    base = load_base(folder, torch.float32)
-    tensor = tensors_of(base.model)
+    base = weights_folder(folder)
+    config = read_config(base)
+    spec = spec_of(config)
+    reader = CheckpointReader(folder, config)
+    tensor: TensorSource = reader.tensor
+    held = 4 * spec.parameters <= HELD_BYTES
+    if reader.plain and held:
+        # Read by transformers, so that parity also compares the two ways of reading.
+        language = load_base(folder, torch.float32).model
+    else:
+        language = streaming_model(base, config, reader)
     return Opened(
-        spec, tensor if translate is None else translate(tensor, spec), base.model, base.tokenizer
+        spec,
+        tensor if translate is None else translate(tensor, spec),
+        language,
+        load_tokenizer(folder, base),
+        lattice=reader.lattice if reader.packed else None,
+        streamed=not held,
     )
+
+
+def load_tokenizer(folder: Path, base: Path) -> PreTrainedTokenizerBase:
+    """Opens the tokenizer of a folder, or of its base model where it has none.
+
+    Raises:
+        CheckpointError: Neither has one that can be opened.
+    """
+    own = folder if (folder / "tokenizer_config.json").is_file() else base
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(own)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"Cannot open the tokenizer in {own}: {error}") from error
+    return tokenizer
 
 
 def read_config(folder: Path) -> Any:

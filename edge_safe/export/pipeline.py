@@ -21,6 +21,7 @@ from edge_safe.export.bundle_files import (
 )
 from edge_safe.export.drift import ThresholdDrift, threshold_drift
 from edge_safe.export.families.base import Emission, Opened, find_family
+from edge_safe.export.footprint import check_room, least_bytes, peak_memory_mb
 from edge_safe.export.graphs.decoder import (
     ModelWeights,
     decoder_graph,
@@ -36,7 +37,7 @@ from edge_safe.export.parity import FP32_TOLERANCE, check_towers, require
 from edge_safe.export.publish import check_free, staged
 from edge_safe.export.quantization import Precision, precision_named
 from edge_safe.export.reference import Reference
-from edge_safe.export.report import ExportReport, MatrixRecord, Parity, write_report
+from edge_safe.export.report import HELD, STREAMED, ExportReport, MatrixRecord, Parity, write_report
 from edge_safe.export.safety_plan import (
     SafetyPlan,
     check_tokens,
@@ -130,11 +131,19 @@ def export_bundle(
             opened = open_checkpoint(source)
         if plan is None:
             plan = plan_from_tokens(opened, str(safe_token), str(unsafe_token))
+        if row.imported and opened.lattice is None:
+            raise ExportError(
+                f"{source} does not come in 4 bits, so there is nothing to import; choose another "
+                "precision."
+            )
+        check_room(folder, least_bytes(opened.spec, row, plan.exit_layer))
         matrices = _emit(folder, opened, plan, row, clock)
         copy_tokenizer(source, opened.tokenizer, folder)
         for name, data in opened.files.items():
             (folder / name).write_bytes(data)
-        reference = Reference(opened.language, plan.module, plan.final, plan.exit_layer)
+        reference = Reference(
+            opened.language, plan.module, plan.final, plan.exit_layer, opened.streamed
+        )
         parity = _compare(folder, opened, plan, reference, row, clock)
 
         manifest = schema.Manifest(
@@ -170,6 +179,7 @@ def export_bundle(
             accepted=None,
             sizes={p.name: p.stat().st_size for p in sorted(folder.glob("*.onnx*"))},
             seconds=clock.seconds,
+            peak_memory_mb=peak_memory_mb(),
         )
         if acceptance is not None and acceptance_rows is not None:
             with clock.step("test the bundle"):
@@ -190,6 +200,7 @@ def export_bundle(
                 manifest,
                 safety=msgspec.structs.replace(manifest.safety, acceptance=accepted),
             )
+        report = msgspec.structs.replace(report, peak_memory_mb=peak_memory_mb())
         _write(folder, manifest, report)
     return report
 
@@ -221,7 +232,15 @@ def _emit(
     spec = opened.spec
     with WeightStore(folder / WEIGHTS_FILE) as store:
         with clock.step("quantize") as share:
-            weights = store_model(store, spec, opened.tensor, precision, share)
+            weights = store_model(
+                store,
+                spec,
+                opened.tensor,
+                precision,
+                share,
+                plan.exit_layer,
+                opened.lattice if precision.imported else None,
+            )
         embedding_graph(weights, spec).save(folder / "embed_tokens.onnx")
         if plan.exit_layer is not None and plan.head is not None:
             gate = gate_graph(weights, spec, plan.exit_layer, plan.head, store)
@@ -253,7 +272,7 @@ def _compare(
     Raises:
         ExportError: An fp32 graph differs, or a quantized one gives no finite numbers.
     """
-    tolerance = FP32_TOLERANCE if precision.name == "fp32" else None
+    tolerance = FP32_TOLERANCE if precision.exact else None
     shape = (0, 0) if plan.head is None else plan.head.query.shape
     with clock.step("compare with torch") as share:
         graphs = LanguageGraphs(folder, opened.spec, plan.exit_layer, (shape[0], shape[1]))
@@ -277,7 +296,14 @@ def _compare(
         raise ExportError(
             f"What stands at slot T changes the verdict by {language.verdicts.slot_change:.3g}."
         )
-    return Parity(tolerance, True, boundaries, language.greedy, language.verdicts)
+    return Parity(
+        tolerance,
+        True,
+        boundaries,
+        language.greedy,
+        language.verdicts,
+        STREAMED if reference.streamed else HELD,
+    )
 
 
 def _refit(

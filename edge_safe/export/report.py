@@ -15,6 +15,13 @@ from edge_safe.runtime.manifest import Acceptance
 
 REPORT_FILE = "report.json"
 
+# What the graphs were compared with.
+HELD = "torch in fp32, the whole model in memory"
+STREAMED = (
+    "torch in fp32, its weights read layer by layer; all layers were run, but no prompts were "
+    "steered to either verdict, and greedy text is the bundle's own, which torch read along"
+)
+
 
 class MatrixRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How one kind of matrix was packed.
@@ -47,6 +54,7 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         boundaries: All comparisons.
         greedy: Greedy decoding.
         verdicts: Verdicts of the bundle's first stage.
+        reference: What stood on the other side, in words.
     """
 
     tolerance: float | None
@@ -54,6 +62,7 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     boundaries: list[Boundary]
     greedy: GreedyParity
     verdicts: VerdictParity
+    reference: str = HELD
 
 
 class ModalityRates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,6 +124,7 @@ class ExportReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         accepted: Its result, as in the manifest.
         sizes: Bytes of every graph and weights file.
         seconds: Time of every step.
+        peak_memory_mb: Largest resident memory of the exporting process, in MB of 2**20 bytes.
         schema_version: Version of this layout.
     """
 
@@ -133,6 +143,7 @@ class ExportReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     accepted: Acceptance | None
     sizes: dict[str, int]
     seconds: dict[str, float]
+    peak_memory_mb: int
 
 
 def write_report(folder: Path, report: ExportReport) -> None:

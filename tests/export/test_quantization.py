@@ -12,12 +12,9 @@ from edge_safe.errors import ExportError
 from edge_safe.export.graphs.builder import FLOAT, INT64, GraphBuilder
 from edge_safe.export.graphs.matrices import linear, look_up, store_linear, store_table
 from edge_safe.export.graphs.store import WeightStore
-from edge_safe.export.quantization import (
-    MatrixFormat,
-    dequantize,
-    precision_named,
-    quantize,
-)
+from edge_safe.export.packing import dequantize
+from edge_safe.export.quantization import MatrixFormat, precision_named
+from edge_safe.export.rounding import quantize
 from edge_safe.runtime.session import Session
 
 FORMATS = [
