@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from edge_safe.cli import options
 from edge_safe.cli.console import Terminal, percent, without_loading_bars
 from edge_safe.errors import UsageError
-from edge_safe.export.quantization import PRECISIONS, TABLE_FORMATS
+from edge_safe.export.quantization import PRECISIONS, REFUSED, TABLE_FORMATS
 
 # No row of the table: a search among them.
 AUTO = "auto"
@@ -37,7 +37,6 @@ def command(
     precision: Annotated[
         str,
         typer.Option(
-            click_type=click.Choice([*PRECISIONS, AUTO]),
             metavar="NAME",
             help=f"How weights are stored. {_rows()}.",
         ),
@@ -45,19 +44,17 @@ def command(
     embedding: Annotated[
         str | None,
         typer.Option(
-            click_type=click.Choice([*TABLE_FORMATS]),
+            metavar="|".join(TABLE_FORMATS),
             help="A format for the embedding in place of the precision's own.",
         ),
     ] = None,
     lm_head: Annotated[
         str | None,
-        typer.Option(
-            click_type=click.Choice([*TABLE_FORMATS]), help="The same for the output matrix."
-        ),
+        typer.Option(metavar="|".join(TABLE_FORMATS), help="The same for the output matrix."),
     ] = None,
     kv_cache: Annotated[
         str,
-        typer.Option(click_type=click.Choice(CACHES), help="What keys and values are kept as."),
+        typer.Option(metavar="|".join(CACHES), help="What keys and values are kept as."),
     ] = "fp32",
     exit_layer: Annotated[
         str,
@@ -104,6 +101,10 @@ def command(
     """Turn a checkpoint into a bundle: graphs, quantized weights, hashes, parity report."""
     if not re.fullmatch(r"auto|none|\d+", exit_layer):
         raise UsageError(f"--exit-layer is {exit_layer!r}; give auto, none or a layer's number")
+    _check("--precision", precision, [*PRECISIONS, AUTO, *REFUSED])
+    _check("--embedding", embedding, TABLE_FORMATS)
+    _check("--lm-head", lm_head, TABLE_FORMATS)
+    _check("--kv-cache", kv_cache, CACHES)
     if (safe_token is None) != (unsafe_token is None):
         raise UsageError("--safe-token and --unsafe-token go together; give both or neither")
 
@@ -156,3 +157,13 @@ def command(
     terminal.say(f"compared with {report.parity.reference}")
     terminal.say(f"peak memory of the export: {report.peak_memory_mb} MB")
     return 0
+
+
+def _check(option: str, value: str | None, known: Collection[str]) -> None:
+    """Refuses a value that no table has.
+
+    Raises:
+        UsageError: The message lists those there are.
+    """
+    if value is not None and value not in known:
+        raise UsageError(f"{option} is {value!r}; choose one of {', '.join(known)}")

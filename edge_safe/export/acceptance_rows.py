@@ -56,6 +56,7 @@ def acceptance_rows(path: Path | None) -> AcceptanceRows:
     """
     if path is not None:
         return AcceptanceRows(path.name, read_labelled(path), False)
+
     table = tomllib.loads(BUILTIN_FILE.read_text(encoding="utf-8"))
     rows = [
         LabelledRow(prompt, (), None, label == "unsafe")

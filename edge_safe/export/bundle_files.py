@@ -30,9 +30,8 @@ DTYPES: dict[int, str] = {
 }
 
 
-# Types that weight matrices outside of blocks are stored in, the smallest first.
+# Types of 16 bits that weight matrices are stored in.
 STORED: dict[int, str] = {
-    onnx.TensorProto.INT8: "int8",
     onnx.TensorProto.FLOAT16: "fp16",
     onnx.TensorProto.BFLOAT16: "bf16",
 }

@@ -41,7 +41,14 @@ class CheckpointReader:
         self._adapter = Adapter(folder) if is_adapter(folder) else None
         self._tied = bool(config.tie_word_embeddings)
         self.plain = self._packed is None and self._adapter is None
-        for name in [] if self._adapter is None else sorted(self._adapter.targets()):
+        targets = [] if self._adapter is None else sorted(self._adapter.targets())
+        if self._tied and {EMBEDDING, OUTPUT} & set(targets):
+            raise ExportError(
+                f"The adapter {folder} changes the embedding of a model that shares it with "
+                "lm_head, and peft takes the two apart. Merge with peft's merge_and_unload and "
+                "export that."
+            )
+        for name in targets:
             if not self._has(name):
                 raise ExportError(
                     f"The adapter {folder} changes {name}, which its base model does not have."

@@ -33,7 +33,7 @@ class Matrix:
         columns: K.
         format: How it is packed.
         values: Packed values; plain, (K, N) for a linear layer and (N, K) for a table.
-        scales: (N, blocks) float32, (N,) of a dynamic format; None when plain.
+        scales: (N, blocks) float32, None when plain.
         zero_points: (N, bytes) uint8, None when plain or symmetric.
         is_table: Whether rows can be looked up.
         error: Sum of squared rounding errors.
@@ -84,7 +84,7 @@ def store_table(store: WeightStore, weight: FloatArray, form: MatrixFormat) -> M
     Raises:
         ExportError: The format cannot be looked up row by row.
     """
-    if form.dynamic or (form.blocked and (form.offsets or weight.shape[1] % form.block)):
+    if form.blocked and (form.offsets or weight.shape[1] % form.block):
         raise ExportError(
             f"An embedding of width {weight.shape[1]} cannot be packed in blocks of {form.block}"
             f"{' with offsets' if form.offsets else ''}. Use precision fp32, or --embedding fp32."
@@ -100,7 +100,8 @@ def _store(store: WeightStore, weight: FloatArray, form: MatrixFormat, *, is_tab
     energy = sum(_squares(slab) for slab in slabs)
     if form.bits >= 16:
         check_finite(weight)
-        plain = weight.astype(_float_type(form), copy=False)
+        with np.errstate(over="ignore"):
+            plain = weight.astype(_float_type(form), copy=False)
         error = sum(_squares(a - b) for a, b in zip(slabs, _slabs_of(plain, step), strict=True))
         if not np.isfinite(error):
             raise ExportError(
@@ -108,8 +109,6 @@ def _store(store: WeightStore, weight: FloatArray, form: MatrixFormat, *, is_tab
             )
         values = store.add(plain if is_table else plain.T)
         return Matrix(rows, columns, form, values, None, None, is_table, error, energy)
-    if form.dynamic:
-        return _store_dynamic(store, weight, form, energy)
     packed, error = [], 0.0
     for slab in slabs:
         packed.append(pack_lattice(round_matrix(slab, form), form))
@@ -129,20 +128,6 @@ def _stored(
     zeros = None if packed.zero_points is None else store.add(packed.zero_points)
     values, scales = store.add(packed.values), store.add(packed.scales)
     return Matrix(*shape, form, values, scales, zeros, is_table, error, energy)
-
-
-def _store_dynamic(
-    store: WeightStore, weight: FloatArray, form: MatrixFormat, energy: float
-) -> Matrix:
-    """Rounds each output's weights to -127 .. 127 with one scale, (K, N) int8."""
-    check_finite(weight)
-    rows, columns = weight.shape
-    scales = np.abs(weight).max(1) / np.float32(127)
-    reach = np.where(scales == 0, 1, scales)[:, None]
-    values = np.rint(weight / reach).astype(np.int8)
-    error = _squares(weight - values * reach)
-    stored = store.add(values.T), store.add(scales.astype(np.float32))
-    return Matrix(rows, columns, form, *stored, None, False, error, energy)
 
 
 def _float_type(form: MatrixFormat) -> np.dtype[np.generic]:
@@ -167,10 +152,6 @@ def linear(g: GraphBuilder, x: str, matrix: Matrix, name: str, bias: Stored | No
     """
     added = [] if bias is None else [g.weight(f"{name}.bias", bias)]
     weight = f"{name}.weight"
-    if matrix.format.dynamic and matrix.scales is not None:
-        scales = g.weight(f"{weight}_scales", matrix.scales)
-        inputs = [x, g.weight(weight, matrix.values), scales, *([""] if added else []), *added]
-        return g.contrib("DynamicQuantizeMatMul", inputs, scope=name)
     if matrix.scales is None:
         values = _as_float(g, g.weight(weight, matrix.values), matrix)
         if matrix.is_table:
