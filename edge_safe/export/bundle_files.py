@@ -13,6 +13,7 @@ import onnx
 from transformers import PreTrainedTokenizerBase
 
 from edge_safe.errors import ExportError
+from edge_safe.export.checkpoint.adapter import weights_folder
 from edge_safe.export.publish import LOCK
 from edge_safe.runtime import manifest as schema
 from edge_safe.runtime.bundle import sha256_file
@@ -90,12 +91,16 @@ def provenance(source: Path, command: str) -> schema.Provenance:
 
 
 def hash_source(source: Path) -> str:
-    """One hash over the names and contents of a checkpoint folder's files."""
+    """One hash over the names and contents of a checkpoint folder's files.
+
+    An adapter's base model counts with it.
+    """
     digest = hashlib.sha256()
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source).as_posix()
-        if path.is_file() and not any(part.startswith(".") for part in Path(name).parts):
-            digest.update(f"{name}\0{sha256_file(path)}\n".encode())
+    for folder in dict.fromkeys((source, weights_folder(source))):
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and not any(part.startswith(".") for part in Path(name).parts):
+                digest.update(f"{name}\0{sha256_file(path)}\n".encode())
     return digest.hexdigest()
 
 

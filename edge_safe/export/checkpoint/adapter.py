@@ -22,6 +22,7 @@ CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 LINEAR_HALVES = (".lora_A.weight", ".lora_B.weight")
+BASE = ".base_layer.weight"
 EMBEDDING_HALVES = (".lora_embedding_A", ".lora_embedding_B")
 
 # Options that change the formula, with the only value that is understood.
@@ -98,7 +99,9 @@ class Adapter:
         if whole is not None:
             return whole
         module = name.removesuffix(".weight")
-        base: torch.Tensor = read(name)
+        # An adapted embedding is saved along with its adapter.
+        saved = self._tensors.get(f"{PREFIX}{module}{BASE}")
+        base = read(name) if saved is None else saved
         embedding = f"{PREFIX}{module}.lora_embedding_A" in self._tensors
         halves = EMBEDDING_HALVES if embedding else LINEAR_HALVES
         down, up = (self._tensors.get(f"{PREFIX}{module}{half}") for half in halves)
@@ -127,9 +130,9 @@ class Adapter:
 
 def _target(key: str) -> str:
     """The base model's tensor that a tensor of the adapter belongs to."""
-    for half in (*LINEAR_HALVES, *EMBEDDING_HALVES):
-        if key.endswith(half):
-            key = key.removesuffix(half) + ".weight"
+    for part in (*LINEAR_HALVES, *EMBEDDING_HALVES, BASE):
+        if key.endswith(part):
+            key = key.removesuffix(part) + ".weight"
     return key.removeprefix(PREFIX)
 
 
