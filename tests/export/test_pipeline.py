@@ -223,13 +223,19 @@ def test_a_broken_export_leaves_nothing(
 def test_thresholds_are_fitted_on_the_bundle_itself(
     tiny_checkpoint: Path, rows: Path, tmp_path: Path
 ) -> None:
-    report = export_bundle(tiny_checkpoint, tmp_path / "b", calibration=rows)
+    report = export_bundle(
+        # Random labels move a threshold further than acceptance allows.
+        tiny_checkpoint,
+        tmp_path / "b",
+        calibration=rows,
+        allow_unaccepted=True,
+    )
     assert report.refitted
     gate = report.calibration["gate"]
     assert (gate.fitted_on, gate.rows) == ("rows.jsonl", 12)
     safety = load_manifest(tmp_path / "b").safety
     assert (gate, True) == (safety.stages["gate"], safety.refitted)
-    model = SafeModel.load(tmp_path / "b")
+    model = SafeModel.load(tmp_path / "b", accept_failed=True)
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
     safe = [line["prompt"] for line in lines if line["label"] == "safe"]
     refused = [model.assess(text).p_unsafe >= gate.threshold for text in safe]

@@ -22,24 +22,27 @@ from edge_safe.export.quantization import INT4, PRECISIONS
 from edge_safe.export.rounding import round_matrix
 from edge_safe.runtime.manifest import load_manifest
 
-# Largest change of p_unsafe from the fp32 bundle's, on random weights of four layers.
+# Largest mean KL divergence of the next token from torch's, and largest change of p_unsafe, on
+# random weights of four layers that lie on int4's own lattice. Plain 4 bits lose so much of such
+# weights that p_unsafe says nothing; AWQ's thresholds are re-fitted, so its p_unsafe is another.
+COARSE = (0.35, None)
 BOUNDS = {
-    "fp32": 1e-5,
-    "fp16": 0.005,
-    "bf16": 0.03,
-    "int8": 0.05,
-    "int8-weights": 0.05,
-    "int4": 0.05,
-    "int4-symmetric-32": 0.4,
-    "int4-symmetric-64": 0.4,
-    "int4-symmetric-128": 0.4,
-    "int4-asymmetric-32": 0.4,
-    "int4-asymmetric-64": 0.4,
-    "int4-asymmetric-128": 0.4,
-    "int4-kquant": 0.4,
-    "int4-hqq": 0.4,
-    "int4-awq": 0.4,
-    "int4-gate8": 0.05,
+    "fp32": (1e-6, 1e-4),
+    "fp16": (1e-4, 0.005),
+    "bf16": (1e-3, 0.03),
+    "int8": (0.01, 0.05),
+    "int8-weights": (0.01, 0.05),
+    "int4": (0.01, 0.05),
+    "int4-symmetric-32": COARSE,
+    "int4-symmetric-64": COARSE,
+    "int4-symmetric-128": COARSE,
+    "int4-asymmetric-32": COARSE,
+    "int4-asymmetric-64": COARSE,
+    "int4-asymmetric-128": COARSE,
+    "int4-kquant": COARSE,
+    "int4-hqq": COARSE,
+    "int4-awq": COARSE,
+    "int4-gate8": (0.01, 0.05),
 }
 REQUESTS = (
     "Tell me a story about a boat.",
@@ -59,7 +62,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def odds(bundle: Path, scale: float = 1.0) -> list[float]:
+def shares(bundle: Path) -> list[float]:
     """p_unsafe of some requests, by the real runtime."""
     model = SafeModel.load(bundle, accept_failed=True)
     verdicts = [model.assess(text) for text in REQUESTS]
@@ -82,10 +85,13 @@ def test_a_row_exports_loads_and_decides(
         calibration=calibration if PRECISIONS[name].scaled else None,
         allow_unaccepted=True,
     )
-    assert report.acceptance.max_p_difference <= BOUNDS[name]
+    kl, change = BOUNDS[name]
+    assert report.parity.greedy.kl <= kl
     assert report.acceptance.errors == 0
-    if not PRECISIONS[name].scaled:  # Its thresholds are re-fitted, so p_unsafe is another one.
-        assert odds(tmp_path / "b") == pytest.approx(odds(tiny_bundle), abs=BOUNDS[name])
+    found = shares(tmp_path / "b")
+    if change is not None:
+        assert report.acceptance.max_p_difference <= change
+        assert found == pytest.approx(shares(tiny_bundle), abs=change)
     assert load_manifest(tmp_path / "b").precision == name
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -217,3 +219,14 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     weight[1, 5] = np.nan
     with pytest.raises(ExportError, match="NaN"):
         quantize(weight, MatrixFormat(4))
+
+
+def test_telemetry_is_off_before_the_quantizers_are_imported() -> None:
+    code = (
+        "import os, sys; os.environ.pop('ORT_DISABLE_TELEMETRY', None); "
+        "import edge_safe.export.library_rounding; "
+        "assert 'onnxruntime.quantization' not in sys.modules; "
+        "print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
