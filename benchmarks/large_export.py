@@ -157,7 +157,8 @@ def main() -> None:
         f"{parameters / 1e9:.2f} billion parameters, written in {time.perf_counter() - start:.0f} s"
     )
     start = time.perf_counter()
-    report = export_bundle(source, out, precision=options.precision)
+    # Four bits do to random weights what acceptance must not let pass.
+    report = export_bundle(source, out, precision=options.precision, allow_unaccepted=True)
     print(f"exported in {time.perf_counter() - start:.0f} s: {report.seconds}")
     print(f"bundle: {sum(report.sizes.values()) / 2**20:.0f} MB")
     print(f"peak memory: {report.peak_memory_mb} MB")
