@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.study.lab import Lab
 from edge_safe.export.decoder_config import tensors_of
+from edge_safe.export.emission import WEIGHTS_FILE
 from edge_safe.export.families.llama import llama_spec
 from edge_safe.export.graphs.decoder import (
     decoder_graph,
@@ -20,7 +21,6 @@ from edge_safe.export.graphs.decoder import (
 )
 from edge_safe.export.graphs.spec import DecoderSpec
 from edge_safe.export.graphs.store import WeightStore
-from edge_safe.export.pipeline import WEIGHTS_FILE
 from edge_safe.export.quantization import precision_named
 from edge_safe.export.safety_plan import gate_head, token_rows
 from edge_safe.models.safety_head import SafetyModule

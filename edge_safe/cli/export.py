@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import enum
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -12,16 +12,18 @@ import typer
 from edge_safe.cli import options
 from edge_safe.cli.console import Terminal, percent, without_loading_bars
 from edge_safe.errors import UsageError
+from edge_safe.export.quantization import PRECISIONS, REFUSED, TABLE_FORMATS
+
+# No row of the table: a search among them.
+AUTO = "auto"
+
+CACHES = ("fp32", "fp16", "int8")
 
 
-class Precision(str, enum.Enum):
-    """How weights are stored."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    INT8 = "int8"
-    INT4 = "int4"
-    AUTO = "auto"
+def _rows() -> str:
+    """The table of precisions as one sentence."""
+    rows = "; ".join(f"{row.name}: {row.good_for}" for row in PRECISIONS.values())
+    return f"{rows}; {AUTO}: the smallest mixture of 4 and 8 bits that is accepted"
 
 
 def command(
@@ -33,8 +35,27 @@ def command(
         options.Provider, typer.Option(help="The hardware the bundle is made for.")
     ] = options.Provider.CPU,
     precision: Annotated[
-        Precision, typer.Option(help="How weights are stored; auto is what suits the target.")
-    ] = Precision.AUTO,
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"How weights are stored. {_rows()}.",
+        ),
+    ] = "int4",
+    embedding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(TABLE_FORMATS),
+            help="A format for the embedding in place of the precision's own.",
+        ),
+    ] = None,
+    lm_head: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(TABLE_FORMATS), help="The same for the output matrix."),
+    ] = None,
+    kv_cache: Annotated[
+        str,
+        typer.Option(metavar="|".join(CACHES), help="What keys and values are kept as."),
+    ] = "fp32",
     exit_layer: Annotated[
         str,
         typer.Option(
@@ -44,12 +65,25 @@ def command(
     ] = "auto",
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Labelled rows to re-fit the thresholds on."),
+        typer.Option(
+            metavar="FILE",
+            help="Labelled rows to re-fit the thresholds on, and to look at activations with.",
+        ),
     ] = None,
     acceptance: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Labelled rows the finished bundle must pass."),
+        typer.Option(
+            metavar="FILE",
+            help="Labelled rows the finished bundle must pass; by default a few mild ones.",
+        ),
     ] = None,
+    allow_unaccepted: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unaccepted",
+            help="Write a bundle that failed the test, marked so that it is not loaded.",
+        ),
+    ] = False,
     safe_token: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="For a model only fine-tuned to emit two tokens."),
@@ -67,6 +101,10 @@ def command(
     """Turn a checkpoint into a bundle: graphs, quantized weights, hashes, parity report."""
     if not re.fullmatch(r"auto|none|\d+", exit_layer):
         raise UsageError(f"--exit-layer is {exit_layer!r}; give auto, none or a layer's number")
+    _check("--precision", precision, [*PRECISIONS, AUTO, *REFUSED])
+    _check("--embedding", embedding, TABLE_FORMATS)
+    _check("--lm-head", lm_head, TABLE_FORMATS)
+    _check("--kv-cache", kv_cache, CACHES)
     if (safe_token is None) != (unsafe_token is None):
         raise UsageError("--safe-token and --unsafe-token go together; give both or neither")
 
@@ -79,10 +117,14 @@ def command(
             source,
             out,
             target=target.value,
-            precision=precision.value,
+            precision=precision,
+            embedding=embedding,
+            lm_head=lm_head,
+            kv_cache=kv_cache,
             exit_layer=exit_layer,
             calibration=calibration,
             acceptance=acceptance,
+            allow_unaccepted=allow_unaccepted,
             overwrite=overwrite,
             safe_token=safe_token,
             unsafe_token=unsafe_token,
@@ -94,7 +136,13 @@ def command(
     from edge_safe.runtime.manifest import load_manifest
 
     manifest = load_manifest(out)
-    terminal.document({"out": str(out), "manifest": msgspec.to_builtins(manifest)})
+    terminal.document(
+        {
+            "out": str(out),
+            "manifest": msgspec.to_builtins(manifest),
+            "peak_memory_mb": report.peak_memory_mb,
+        }
+    )
     for line in describe(manifest):
         terminal.say(line)
     for drift in report.drift:
@@ -103,4 +151,19 @@ def command(
             f"{drift.drift:+.3f} log-odds; the torch model's would have refused "
             f"{percent(drift.torch_fpr)} of the harmless rows, this one {percent(drift.fpr)}."
         )
+    if report.search is not None:
+        bits = report.search.candidates[report.search.chosen].bits
+        terminal.say(f"auto chose 8 bits in {bits.count(8)} of {len(bits)} layers")
+    terminal.say(f"compared with {report.parity.reference}")
+    terminal.say(f"peak memory of the export: {report.peak_memory_mb} MB")
     return 0
+
+
+def _check(option: str, value: str | None, known: Collection[str]) -> None:
+    """Refuses a value that no table has.
+
+    Raises:
+        UsageError: The message lists those there are.
+    """
+    if value is not None and value not in known:
+        raise UsageError(f"{option} is {value!r}; choose one of {', '.join(known)}")

@@ -69,10 +69,11 @@ def describe(manifest: Manifest) -> Iterator[str]:
     if acceptance is None:
         yield "  acceptance: not tested"
     else:
+        weaker = ", a weaker test than one with --acceptance" if acceptance.builtin else ""
         outcome = "passed" if acceptance.passed else f"FAILED ({acceptance.reason})"
         yield (
             f"  acceptance: {outcome} on {acceptance.data}, {acceptance.rows} rows, "
-            f"ASR {percent(acceptance.asr)}, FPR {percent(acceptance.fpr)}"
+            f"ASR {percent(acceptance.asr)}, FPR {percent(acceptance.fpr)}{weaker}"
         )
     yield "Graphs"
     for name, graph in manifest.graphs.items():

@@ -13,6 +13,7 @@ import onnx
 from transformers import PreTrainedTokenizerBase
 
 from edge_safe.errors import ExportError
+from edge_safe.export.checkpoint.adapter import weights_folder
 from edge_safe.export.publish import LOCK
 from edge_safe.runtime import manifest as schema
 from edge_safe.runtime.bundle import sha256_file
@@ -26,6 +27,14 @@ DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.INT64: "int64",
     onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.INT8: "int8",
+}
+
+
+# Types of 16 bits that weight matrices are stored in.
+STORED: dict[int, str] = {
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
 }
 
 
@@ -82,12 +91,16 @@ def provenance(source: Path, command: str) -> schema.Provenance:
 
 
 def hash_source(source: Path) -> str:
-    """One hash over the names and contents of a checkpoint folder's files."""
+    """One hash over the names and contents of a checkpoint folder's files.
+
+    An adapter's base model counts with it.
+    """
     digest = hashlib.sha256()
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source).as_posix()
-        if path.is_file() and not any(part.startswith(".") for part in Path(name).parts):
-            digest.update(f"{name}\0{sha256_file(path)}\n".encode())
+    for folder in dict.fromkeys((source, weights_folder(source))):
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and not any(part.startswith(".") for part in Path(name).parts):
+                digest.update(f"{name}\0{sha256_file(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -111,6 +124,7 @@ def _tensor(value: onnx.ValueInfoProto) -> schema.Tensor:
 
 def _precision(graph: onnx.GraphProto) -> str:
     """The fewest bits a weight matrix of the graph has."""
+    kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2}
     bits = [
         attribute.i
         for node in graph.node
@@ -118,7 +132,9 @@ def _precision(graph: onnx.GraphProto) -> str:
         for attribute in node.attribute
         if attribute.name == "bits"
     ]
-    return f"int{min(bits)}" if bits else "fp32"
+    if bits:
+        return f"int{min(bits)}"
+    return next((name for kind, name in STORED.items() if kind in kinds), "fp32")
 
 
 def _version(package: str) -> str:

@@ -16,10 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from edge_safe.errors import ExportError
+from edge_safe.errors import CheckpointError, ExportError
+from edge_safe.export.checkpoint.adapter import weights_folder
+from edge_safe.export.checkpoint.reader import CheckpointReader
+from edge_safe.export.checkpoint.streaming import streaming_model
 from edge_safe.export.families.base import Opened, family_names, find_module, float_array
 from edge_safe.export.graphs.spec import (
     Activation,
@@ -37,6 +45,9 @@ STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 ROPE_STEP = 8
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 LAYER_TYPES = ("full_attention", "sliding_attention")
+
+# Largest torch model in fp32 that parity holds in memory, about 1B parameters.
+HELD_BYTES = 4 * 2**30
 
 SpecOf = Callable[[Any], DecoderSpec]
 Translate = Callable[[TensorSource, DecoderSpec], TensorSource]
@@ -79,14 +90,48 @@ def text_family(model_type: str) -> TextFamily:
 def open_text(folder: Path, family: TextFamily) -> Opened:
     """Opens a text-only checkpoint in fp32.
 
+    The torch model is held in memory up to ``HELD_BYTES``, else read layer by layer as it runs.
+
+    Args:
+        folder: The checkpoint, or an adapter for one.
+        family: What its family's file offers.
+
     Raises:
         CheckpointError: It cannot be opened.
         ExportError: It uses something that the graphs cannot express.
     """
-    spec = family.spec_of(read_config(folder))
-    base = load_base(folder, torch.float32)
-    tensor = family.tensors(tensors_of(base.model), spec)
-    return Opened(spec, tensor, base.model, base.tokenizer)
+    base = weights_folder(folder)
+    config = read_config(base)
+    spec = family.spec_of(config)
+    reader = CheckpointReader(folder, config)
+    held = 4 * spec.parameters <= HELD_BYTES
+    if reader.plain and held:
+        # Read by transformers, so that parity also compares the two ways of reading.
+        language = load_base(folder, torch.float32).model
+    else:
+        language = streaming_model(base, config, reader)
+    return Opened(
+        spec,
+        family.tensors(reader.tensor, spec),
+        language,
+        load_tokenizer(folder, base),
+        lattice=reader.lattice if reader.packed else None,
+        streamed=not held,
+    )
+
+
+def load_tokenizer(folder: Path, base: Path) -> PreTrainedTokenizerBase:
+    """Opens the tokenizer of a folder, or of its base model where it has none.
+
+    Raises:
+        CheckpointError: Neither has one that can be opened.
+    """
+    own = folder if (folder / "tokenizer_config.json").is_file() else base
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(own)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"Cannot open the tokenizer in {own}: {error}") from error
+    return tokenizer
 
 
 def read_config(folder: Path) -> Any:

@@ -5,6 +5,7 @@ Slower and simpler than the runtime's engine on purpose: parity has to see every
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_safe.export.activations import CacheReach
+from edge_safe.export.cache_format import CacheFormat, cache_scales
 from edge_safe.export.graphs.spec import DecoderSpec
 from edge_safe.runtime.session import Session
 
 Array = npt.NDArray[Any]
+
+CACHE_TYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +59,16 @@ class LanguageGraphs:
     """The embedding, gate and decoder graphs of a bundle folder."""
 
     def __init__(
-        self, folder: Path, spec: DecoderSpec, exit_layer: int | None, gate_shape: tuple[int, int]
+        self,
+        folder: Path,
+        spec: DecoderSpec,
+        exit_layer: int | None,
+        gate_shape: tuple[int, int],
+        cache_format: CacheFormat = "fp32",
+        reaches: Sequence[CacheReach] = (),
     ) -> None:
+        self._cache = cache_format
+        self._reaches = reaches
         self.spec = spec
         self.exit_layer = exit_layer
         self._gate_shape = gate_shape
@@ -71,10 +84,20 @@ class LanguageGraphs:
     def empty(self, batch: int) -> Cache:
         """Nothing seen yet."""
         spec = self.spec
-        nothing = np.zeros((batch, spec.kv_heads, 0, spec.head_dim), np.float32)
+        nothing = np.zeros((batch, spec.kv_heads, 0, spec.head_dim), CACHE_TYPES[self._cache])
         heads, width = self._gate_shape
         gate = np.zeros((batch, 2, heads, 0, width), np.float32) if self._gate else None
         return Cache(tuple((nothing, nothing) for _ in range(spec.layers)), gate)
+
+    def cached(self, cache: Cache) -> tuple[tuple[Array, Array], ...]:
+        """Keys and values of every layer as the numbers they stand for."""
+        if self._cache != "int8":
+            return cache.layers
+        found = []
+        for pair, reach in zip(cache.layers, self._reaches, strict=True):
+            scales = [s.reshape(1, -1, 1, self.spec.head_dim) for s in cache_scales(reach)]
+            found.append((pair[0] * scales[0], pair[1] * scales[1]))
+        return tuple(found)
 
     def run(self, embeds: Array, mask: Array, cache: Cache) -> ChunkOutput:
         """Runs one chunk.

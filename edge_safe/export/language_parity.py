@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from edge_safe.errors import ExportError
 from edge_safe.export.drift import edge, refuses
 from edge_safe.export.greedy_parity import GreedyParity, check_greedy
-from edge_safe.export.language_graphs import Cache, ChunkOutput, LanguageGraphs
+from edge_safe.export.language_graphs import ChunkOutput, LanguageGraphs
 from edge_safe.export.parity import Boundary, compare, compare_all
-from edge_safe.export.reference import Expected, Reference
+from edge_safe.export.reference import Expected, Reference, pad_right
 from edge_safe.models.prompts import Message, PromptEncoder
 from edge_safe.runtime.calibration import (
     MODALITIES,
@@ -109,13 +109,14 @@ def check_language(
         for row in ids[:1]
     ]
     prompts = [Prompt(f"prompt {n}", reference.embed(row)) for n, row in enumerate(ids)]
-    prompts += steered(reference, prompts[0], calibration)
+    if not reference.streamed:
+        prompts += steered(reference, prompts[0], calibration)
     odds, expected_odds, change = [], [], 0.0
-    for prompt in prompts:
+    wanted = reference.run_each([prompt.embeds for prompt in prompts])
+    for prompt, expected in zip(prompts, wanted, strict=True):
         mask = np.ones(prompt.embeds.shape[:2], np.int64)
-        expected = reference.run(prompt.embeds, mask)
         found = graphs.run(prompt.embeds, mask, graphs.empty(1))
-        boundaries += _whole(prompt.label, found, expected, tolerance)
+        boundaries += _whole(graphs, prompt.label, found, expected, tolerance)
         boundaries += _with_past(graphs, prompt, expected, tolerance)
         odds.append(_log_odds(found))
         expected_odds.append(_expected_odds(expected))
@@ -154,7 +155,11 @@ def steered(reference: Reference, prompt: Prompt, calibration: StageCalibration)
 
 
 def _whole(
-    case: str, found: ChunkOutput, expected: Expected, tolerance: float | None
+    graphs: LanguageGraphs,
+    case: str,
+    found: ChunkOutput,
+    expected: Expected,
+    tolerance: float | None,
 ) -> list[Boundary]:
     """A prompt in one chunk."""
     boundaries = [
@@ -167,7 +172,7 @@ def _whole(
             expected.final_verdict,
             tolerance,
         ),
-        _worst_cache(case, found.cache, expected, tolerance),
+        _worst_cache(case, graphs.cached(found.cache), expected, tolerance),
     ]
     if found.hidden_states is not None and found.gate_verdict is not None:
         outputs = {
@@ -190,11 +195,16 @@ def _present_only(values: dict[str, Array | None]) -> dict[str, Array]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _worst_cache(case: str, cache: Cache, expected: Expected, tolerance: float | None) -> Boundary:
+def _worst_cache(
+    case: str,
+    caches: tuple[tuple[Array, Array], ...],
+    expected: Expected,
+    tolerance: float | None,
+) -> Boundary:
     """The layer whose keys or values differ most."""
     compared = [
         compare("caches", f"present.{index}.{part}", case, found[slot], wanted[slot], tolerance)
-        for index, (found, wanted) in enumerate(zip(cache.layers, expected.caches, strict=True))
+        for index, (found, wanted) in enumerate(zip(caches, expected.caches, strict=True))
         for slot, part in enumerate(("key", "value"))
     ]
     return max(compared, key=lambda boundary: boundary.relative_difference)
@@ -220,7 +230,7 @@ def _with_past(
         expected.logits,
         expected.caches,
     )
-    return _whole(f"{prompt.label}, with past", second, part, tolerance)
+    return _whole(graphs, f"{prompt.label}, with past", second, part, tolerance)
 
 
 def _padded(
@@ -228,14 +238,7 @@ def _padded(
 ) -> list[Boundary]:
     """The first two prompts of different lengths in one right-padded batch."""
     pair = _two_lengths(prompts)
-    longest = max(prompt.embeds.shape[1] for prompt in pair)
-    width = pair[0].embeds.shape[2]
-    embeds = np.zeros((2, longest, width), np.float32)
-    mask = np.zeros((2, longest), np.int64)
-    for row, prompt in enumerate(pair):
-        length = prompt.embeds.shape[1]
-        embeds[row, :length] = prompt.embeds[0]
-        mask[row, :length] = 1
+    embeds, mask = pad_right([prompt.embeds for prompt in pair])
     expected = reference.run(embeds, mask)
     found = graphs.run(embeds, mask, graphs.empty(2))
     boundaries = [

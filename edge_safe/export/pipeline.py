@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
-from edge_safe.errors import ExportError
+from edge_safe.errors import ExportError, UsageError
 from edge_safe.export import acceptance as tests
+from edge_safe.export import auto
+from edge_safe.export.acceptance_rows import (
+    AcceptanceRows,
+    LabelledRow,
+    acceptance_rows,
+    check_apart,
+    read_labelled,
+)
+from edge_safe.export.activations import observe
 from edge_safe.export.bundle_files import (
     copy_tokenizer,
     describe_graphs,
@@ -19,24 +28,17 @@ from edge_safe.export.bundle_files import (
     provenance,
     write_manifest,
 )
+from edge_safe.export.cache_format import cache_format_named
+from edge_safe.export.clock import Clock, Progress
 from edge_safe.export.drift import ThresholdDrift, threshold_drift
-from edge_safe.export.families.base import Emission, Opened, find_family
-from edge_safe.export.graphs.decoder import (
-    ModelWeights,
-    decoder_graph,
-    embedding_graph,
-    gate_graph,
-    store_model,
-)
-from edge_safe.export.graphs.matrices import Matrix
-from edge_safe.export.graphs.store import WeightStore
-from edge_safe.export.language_graphs import LanguageGraphs
-from edge_safe.export.language_parity import check_language
-from edge_safe.export.parity import FP32_TOLERANCE, check_towers, require
-from edge_safe.export.publish import check_free, staged
-from edge_safe.export.quantization import Precision, precision_named
+from edge_safe.export.emission import Form, compare_with_torch, emit
+from edge_safe.export.families.base import Opened, find_family
+from edge_safe.export.footprint import check_room, least_bytes, peak_memory_mb
+from edge_safe.export.language_parity import encode_prompts
+from edge_safe.export.publish import LOCK, check_free, staged
+from edge_safe.export.quantization import precision_named
 from edge_safe.export.reference import Reference
-from edge_safe.export.report import ExportReport, MatrixRecord, Parity, write_report
+from edge_safe.export.report import AutoSearch, ExportReport, write_report
 from edge_safe.export.safety_plan import (
     SafetyPlan,
     check_tokens,
@@ -44,35 +46,45 @@ from edge_safe.export.safety_plan import (
     plan_from_tokens,
     stage_calibration,
 )
+from edge_safe.export.targets import Target, target_named
 from edge_safe.models.calibration import calibrate
-from edge_safe.models.prompts import PromptEncoder
+from edge_safe.models.prompts import Message, PromptEncoder
 from edge_safe.runtime import manifest as schema
 from edge_safe.runtime.calibration import StageCalibration
-from edge_safe.runtime.policy import STAGES, Stage
-
-Progress = Callable[[str, float], None]
-
-WEIGHTS_FILE = "weights.onnx.data"
-
-# Targets whose provider runs these graphs; the precision that ``auto`` stands for.
-TARGETS = {"cpu": "int4", "cuda": "int4"}
+from edge_safe.runtime.policy import Stage
 
 
-@dataclass(slots=True)
-class Clock:
-    """Says what is being done, and remembers how long it took."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What all attempts at one export share.
 
-    progress: Progress
-    seconds: dict[str, float] = field(default_factory=dict)
+    Attributes:
+        source: The checkpoint folder.
+        folder: Where the bundle is being built.
+        out: Where it will stand.
+        family: The model_type.
+        target: What it is for.
+        opened: The checkpoint.
+        plan: Its safety part.
+        reference: The torch model.
+        calibration: Rows to re-fit the thresholds on, and the name of their file.
+        acceptance: Rows to test on.
+        clock: Tells progress.
+        command: The precision as it was asked for.
+    """
 
-    @contextmanager
-    def step(self, name: str) -> Iterator[Callable[[float], None]]:
-        """Times a step; gives a function that is told the share done."""
-        self.progress(name, 0.0)
-        start = time.perf_counter()
-        yield lambda share: self.progress(name, share)
-        self.seconds[name] = round(time.perf_counter() - start, 3)
-        self.progress(name, 1.0)
+    source: Path
+    folder: Path
+    out: Path
+    family: str
+    target: Target
+    opened: Opened
+    plan: SafetyPlan
+    reference: Reference
+    calibration: tuple[str, list[LabelledRow]] | None
+    acceptance: AcceptanceRows
+    clock: Clock
+    command: str
 
 
 def export_bundle(
@@ -81,9 +93,13 @@ def export_bundle(
     *,
     target: str = "cpu",
     precision: str = "int4",
+    embedding: str | None = None,
+    lm_head: str | None = None,
+    kv_cache: str = "fp32",
     exit_layer: str = "auto",
     calibration: Path | None = None,
     acceptance: Path | None = None,
+    allow_unaccepted: bool = False,
     overwrite: bool = False,
     safe_token: str | None = None,
     unsafe_token: str | None = None,
@@ -92,14 +108,22 @@ def export_bundle(
     """Turns a checkpoint folder into a bundle, or leaves everything as it was.
 
     Args:
-        source: The checkpoint folder.
+        source: The checkpoint folder, or that of a peft adapter.
         out: The bundle folder to write.
-        target: Hardware and provider, a key of ``TARGETS``.
-        precision: A row of the table of precisions, or ``auto`` for what suits the target.
+        target: Hardware and provider, a row of the table of targets.
+        precision: A row of the table of precisions, or ``auto`` for the smallest mixture of 4 and
+            8 bits that is accepted.
+        embedding: A format for the embedding in place of the row's own.
+        lm_head: The same for the output matrix.
+        kv_cache: What keys and values are kept as.
         exit_layer: ``auto`` for the checkpoint's own, ``none`` for full depth, or a layer.
         calibration: Labelled rows to re-fit the bundle's thresholds on; without it those of the
-            torch model are carried over.
-        acceptance: Labelled rows on which the bundle is compared with torch.
+            torch model are carried over. Its texts also show what flows through the model, for
+            precisions and caches that ask for it.
+        acceptance: Labelled rows on which the bundle is compared with torch; without it a few mild
+            ones that come with the package.
+        allow_unaccepted: Writes a bundle that failed the test; its manifest says so, and the
+            runtime does not load it unless told to.
         overwrite: Whether a folder that is there may be replaced, after success.
         safe_token: With ``unsafe_token``, for a model that was only fine-tuned to emit the two.
         unsafe_token: The other one.
@@ -109,19 +133,27 @@ def export_bundle(
         What was done, as in ``report.json``.
 
     Raises:
-        ExportError: The checkpoint cannot be exported, or the folder cannot be written.
+        ExportError: The checkpoint cannot be exported, the bundle is not accepted, or the folder
+            cannot be written.
         CheckpointError: The checkpoint cannot be read.
         UsageError: The arguments do not go together.
-        DataError: A calibration or acceptance file is malformed.
+        DataError: A calibration or acceptance file is malformed, or they share rows.
     """
     source, out = Path(source), Path(out)
-    row = precision_named(_target_precision(target) if precision == "auto" else precision)
-    _target_precision(target)
+    made_for = target_named(target)
+    row = precision_named("int4" if precision == "auto" else precision, embedding, lm_head)
+    if precision == "auto" and (embedding or lm_head):
+        raise UsageError("Precision auto chooses all formats; leave embedding and lm_head out.")
+    cache = cache_format_named(kv_cache)
+    if row.scaled and calibration is None:
+        raise UsageError(f"Precision {row.name} needs --calibration FILE: texts to look at.")
     only_tokens = check_tokens(source, safe_token, unsafe_token)
     model_type, open_checkpoint = find_family(source)
     check_free(out, overwrite=overwrite)
-    calibration_rows = None if calibration is None else tests.read_labelled(calibration)
-    acceptance_rows = None if acceptance is None else tests.read_labelled(acceptance)
+    fitted_on = None if calibration is None else (calibration.name, read_labelled(calibration))
+    tested_on = acceptance_rows(acceptance)
+    if fitted_on is not None:
+        check_apart(fitted_on[1], tested_on.rows)
     plan = None if only_tokens else plan_from_module(source, exit_layer)
     clock = Clock(progress)
 
@@ -130,162 +162,177 @@ def export_bundle(
             opened = open_checkpoint(source)
         if plan is None:
             plan = plan_from_tokens(opened, str(safe_token), str(unsafe_token))
-        matrices = _emit(folder, opened, plan, row, clock)
-        copy_tokenizer(source, opened.tokenizer, folder)
-        for name, data in opened.files.items():
-            (folder / name).write_bytes(data)
-        reference = Reference(opened.language, plan.module, plan.final, plan.exit_layer)
-        parity = _compare(folder, opened, plan, reference, row, clock)
-
-        manifest = schema.Manifest(
-            name=source.resolve().name,
-            family=model_type,
-            target=target,
-            precision=row.name,
-            modalities={n: schema.Modality(t) for n, t in opened.modalities.items()},
-            files={},
-            graphs=describe_graphs(folder),
-            model=_model_info(opened),
-            processors=opened.processors,
-            safety=_safety(plan),
-            provenance=provenance(source, _command(source, out, target, row, plan)),
-        )
-        drift: list[ThresholdDrift] = []
-        if calibration is not None and calibration_rows is not None:
-            with clock.step("fit the thresholds"):
-                stages, drift = _refit(folder, manifest, source, calibration_rows, calibration.name)
-            manifest = _with_stages(manifest, stages, refitted=True)
-        report = ExportReport(
-            name=manifest.name,
-            family=model_type,
-            target=target,
-            precision=row.name,
-            exit_layer=plan.exit_layer,
-            matrices=matrices,
-            parity=parity,
-            calibration={str(k): v for k, v in manifest.safety.stages.items()},
-            refitted=manifest.safety.refitted,
-            drift=drift,
-            acceptance=None,
-            accepted=None,
-            sizes={p.name: p.stat().st_size for p in sorted(folder.glob("*.onnx*"))},
-            seconds=clock.seconds,
-        )
-        if acceptance is not None and acceptance_rows is not None:
-            with clock.step("test the bundle"):
-                _write(folder, manifest, report)
-                first = first_stage(plan)
-                found = tests.measure_agreement(
-                    folder,
-                    acceptance_rows,
-                    acceptance.name,
-                    reference,
-                    PromptEncoder(opened.tokenizer),
-                    plan.safe_token_id,
-                    plan.stages[first],
-                )
-            accepted = tests.judge_agreement(found)
-            report = msgspec.structs.replace(report, acceptance=found, accepted=accepted)
-            manifest = msgspec.structs.replace(
-                manifest,
-                safety=msgspec.structs.replace(manifest.safety, acceptance=accepted),
+        if row.imported and opened.lattice is None:
+            raise ExportError(
+                f"{source} does not come in 4 bits, so there is nothing to import; choose another "
+                "precision."
             )
-        _write(folder, manifest, report)
+        check_room(folder, least_bytes(opened.spec, row, plan.exit_layer))
+        job = Job(
+            source,
+            folder,
+            out,
+            model_type,
+            made_for,
+            opened,
+            plan,
+            Reference(opened.language, plan.module, plan.final, plan.exit_layer, opened.streamed),
+            fitted_on,
+            tested_on,
+            clock,
+            precision,
+        )
+        seen = None
+        if row.scaled or cache == "int8":
+            with clock.step("look at activations"):
+                seen = observe(opened.language, opened.spec, _prompts(job))
+        if precision == "auto":
+            report = _search(job, Form(row, cache, seen))
+        else:
+            report = _attempt(job, Form(row, cache, seen))
+        accepted = report.accepted
+        if not accepted.passed and not allow_unaccepted:
+            raise ExportError(
+                f"The bundle failed its acceptance test on {accepted.data}: {accepted.reason}. "
+                "Nothing was written. Choose another precision, or ask for --allow-unaccepted to "
+                "write it marked as failed."
+            )
     return report
 
 
-def first_stage(plan: SafetyPlan) -> Stage:
-    """The stage that a bundle asks when its policy says nothing."""
-    return next(stage for stage in STAGES if stage in plan.stages)
-
-
-def _target_precision(target: str) -> str:
-    """The precision that ``auto`` stands for.
-
-    Raises:
-        ExportError: The target is unknown or not built yet.
-    """
-    if target.startswith("tensorrt"):
-        raise ExportError(
-            f"Target {target!r} is not built yet in this version; targets: {', '.join(TARGETS)}."
+def _search(job: Job, form: Form) -> ExportReport:
+    """Builds candidates, the smallest first, until one is accepted; the last one otherwise."""
+    encoder = PromptEncoder(job.opened.tokenizer)
+    texts = [row.prompt for row in job.acceptance.rows if row.modality == "text"][: auto.PROMPTS]
+    prompts = [
+        job.reference.embed(
+            np.array([[*encoder.encode([Message("user", text)]), job.plan.safe_token_id]])
         )
-    if target not in TARGETS:
-        raise ExportError(f"There is no target {target!r}; targets: {', '.join(TARGETS)}.")
-    return TARGETS[target]
+        for text in texts
+    ]
+    with job.clock.step("measure layer groups"):
+        groups, choices = auto.search(
+            job.reference,
+            job.opened.language,
+            job.opened.spec,
+            prompts,
+            job.plan.stages[job.plan.first_stage],
+            job.plan.exit_layer,
+        )
+    candidates = [choice.candidate for choice in choices]
+    for number, choice in enumerate(choices):
+        _empty(job.folder)
+        report = _attempt(job, Form(choice.precision, form.cache, form.seen))
+        passed = report.accepted.passed
+        candidates[number] = msgspec.structs.replace(candidates[number], accepted=passed)
+        if passed:
+            break
+    auto.draw(candidates, number, job.folder / auto.PICTURE)
+    report = msgspec.structs.replace(report, search=AutoSearch(groups, candidates, number))
+    write_report(job.folder, report)
+    manifest = schema.load_manifest(job.folder)
+    write_manifest(job.folder, msgspec.structs.replace(manifest, files=hash_files(job.folder)))
+    return report
 
 
-def _emit(
-    folder: Path, opened: Opened, plan: SafetyPlan, precision: Precision, clock: Clock
-) -> list[MatrixRecord]:
-    """Writes the weights file and all graphs."""
-    spec = opened.spec
-    with WeightStore(folder / WEIGHTS_FILE) as store:
-        with clock.step("quantize") as share:
-            weights = store_model(store, spec, opened.tensor, precision, share)
-        embedding_graph(weights, spec).save(folder / "embed_tokens.onnx")
-        if plan.exit_layer is not None and plan.head is not None:
-            gate = gate_graph(weights, spec, plan.exit_layer, plan.head, store)
-            gate.save(folder / "gate.onnx")
-        decoder = decoder_graph(weights, spec, plan.exit_layer, plan.final, store)
-        decoder.save(folder / "decoder.onnx")
-        records = _language_records(weights)
-        if opened.towers:
-            with clock.step("towers") as share:
-                emission = Emission(folder, store, weights, precision)
-                for number, tower in enumerate(opened.towers):
-                    stored = tower.emit(emission)
-                    if stored:
-                        records.append(_record(tower.name, stored))
-                    share((number + 1) / len(opened.towers))
-    return records
-
-
-def _compare(
-    folder: Path,
-    opened: Opened,
-    plan: SafetyPlan,
-    reference: Reference,
-    precision: Precision,
-    clock: Clock,
-) -> Parity:
-    """Compares everything with torch; fp32 has to agree.
-
-    Raises:
-        ExportError: An fp32 graph differs, or a quantized one gives no finite numbers.
-    """
-    tolerance = FP32_TOLERANCE if precision.name == "fp32" else None
-    shape = (0, 0) if plan.head is None else plan.head.query.shape
-    with clock.step("compare with torch") as share:
-        graphs = LanguageGraphs(folder, opened.spec, plan.exit_layer, (shape[0], shape[1]))
-        language = check_language(
-            graphs,
-            reference,
-            opened.tokenizer,
+def _attempt(job: Job, form: Form) -> ExportReport:
+    """Builds one bundle in the job's folder, compares, calibrates and tests it."""
+    opened, plan, folder, clock = job.opened, job.plan, job.folder, job.clock
+    matrices = emit(folder, opened, plan, form, clock)
+    copy_tokenizer(job.source, opened.tokenizer, folder)
+    for name, data in opened.files.items():
+        (folder / name).write_bytes(data)
+    parity = compare_with_torch(folder, opened, plan, job.reference, form, clock)
+    manifest = schema.Manifest(
+        name=job.source.resolve().name,
+        family=job.family,
+        target=job.target.name,
+        precision=form.precision.name,
+        modalities={n: schema.Modality(t) for n, t in opened.modalities.items()},
+        files={},
+        graphs=describe_graphs(folder),
+        model=_model_info(opened),
+        processors=opened.processors,
+        safety=_safety(plan),
+        provenance=provenance(job.source, _command(job, form)),
+    )
+    drift: list[ThresholdDrift] = []
+    if job.calibration is not None:
+        with clock.step("fit the thresholds"):
+            stages, drift = _refit(folder, manifest, job.source, *job.calibration)
+        manifest = _with_stages(manifest, stages, refitted=True)
+    with clock.step("test the bundle"):
+        write_manifest(folder, msgspec.structs.replace(manifest, files=hash_files(folder)))
+        found = tests.measure_agreement(
+            folder,
+            job.acceptance.rows,
+            job.acceptance.name,
+            job.reference,
+            PromptEncoder(opened.tokenizer),
             plan.safe_token_id,
-            plan.stages[first_stage(plan)],
-            tolerance,
+            plan.stages[plan.first_stage],
         )
-        share(0.7)
-        boundaries = language.boundaries + check_towers(folder, opened.towers, tolerance)
-    require(boundaries)
-    if tolerance is not None and language.greedy.agreement < 1:
-        raise ExportError(
-            f"Greedy text differs from torch at {1 - language.greedy.agreement:.1%} of the steps, "
-            "though all outputs agree within the tolerance."
-        )
-    if language.verdicts.slot_change > FP32_TOLERANCE:
-        raise ExportError(
-            f"What stands at slot T changes the verdict by {language.verdicts.slot_change:.3g}."
-        )
-    return Parity(tolerance, True, boundaries, language.greedy, language.verdicts)
+    accepted = tests.judge_agreement(
+        found,
+        job.target.bounds,
+        drift,
+        parity.greedy.perplexity,
+        builtin=job.acceptance.builtin,
+        wrong_tokens=tests.check_control_tokens(
+            schema.load_manifest(folder).safety, plan.safe_token_id, plan.unsafe_token_id
+        ),
+    )
+    safety = msgspec.structs.replace(manifest.safety, acceptance=accepted)
+    manifest = msgspec.structs.replace(manifest, safety=safety)
+    report = ExportReport(
+        name=manifest.name,
+        family=job.family,
+        target=job.target.name,
+        precision=form.precision.name,
+        cache=form.cache,
+        exit_layer=plan.exit_layer,
+        matrices=matrices,
+        parity=parity,
+        calibration={str(k): v for k, v in manifest.safety.stages.items()},
+        refitted=manifest.safety.refitted,
+        drift=drift,
+        acceptance=found,
+        accepted=accepted,
+        sizes={p.name: p.stat().st_size for p in sorted(folder.glob("*.onnx*"))},
+        seconds=clock.seconds,
+        peak_memory_mb=peak_memory_mb(),
+    )
+    write_report(folder, report)
+    write_manifest(folder, msgspec.structs.replace(manifest, files=hash_files(folder)))
+    return report
+
+
+def _prompts(job: Job) -> list[list[int]]:
+    """Ids of the calibration file's texts, of a few everyday ones without a file."""
+    tokenizer = job.opened.tokenizer
+    rows = [] if job.calibration is None else job.calibration[1]
+    texts = [row.prompt for row in rows if row.modality == "text"]
+    if not texts:
+        return encode_prompts(tokenizer)
+    encoder = PromptEncoder(tokenizer)
+    return [encoder.encode([Message("user", text)]) for text in texts]
+
+
+def _empty(folder: Path) -> None:
+    """Removes an attempt that was not accepted."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def _refit(
     folder: Path,
     manifest: schema.Manifest,
     source: Path,
-    rows: list[tests.LabelledRow],
     data: str,
+    rows: Sequence[LabelledRow],
 ) -> tuple[dict[Stage, StageCalibration], list[ThresholdDrift]]:
     """Fits every stage and way in of the bundle on its own log-odds, as training does."""
     before = manifest.safety.stages
@@ -309,12 +356,6 @@ def _with_stages(
 ) -> schema.Manifest:
     safety = msgspec.structs.replace(manifest.safety, stages=stages, refitted=refitted)
     return msgspec.structs.replace(manifest, safety=safety)
-
-
-def _write(folder: Path, manifest: schema.Manifest, report: ExportReport) -> None:
-    """Writes the report, then the manifest with the hashes of everything."""
-    write_report(folder, report)
-    write_manifest(folder, msgspec.structs.replace(manifest, files=hash_files(folder)))
 
 
 def _safety(plan: SafetyPlan) -> schema.Safety:
@@ -355,36 +396,13 @@ def _model_info(opened: Opened) -> schema.ModelInfo:
     )
 
 
-def _language_records(weights: ModelWeights) -> list[MatrixRecord]:
-    layers = [
-        affine.matrix
-        for layer in weights.layers
-        for affine in (layer.qkv, layer.output, layer.gate, layer.up, layer.down)
-    ]
-    records = [_record("layers", layers), _record("embedding", [weights.embedding])]
-    if weights.lm_head is not weights.embedding:
-        records.append(_record("lm_head", [weights.lm_head]))
-    return records
-
-
-def _record(kind: str, matrices: list[Matrix]) -> MatrixRecord:
-    form = matrices[0].format
-    energy = sum(matrix.energy for matrix in matrices)
-    return MatrixRecord(
-        kind=kind,
-        bits=form.bits,
-        block=form.block,
-        offsets=form.offsets,
-        parameters=sum(matrix.rows * matrix.columns for matrix in matrices),
-        bytes=sum(matrix.size for matrix in matrices),
-        relative_error=(sum(matrix.error for matrix in matrices) / max(energy, 1e-30)) ** 0.5,
-    )
-
-
-def _command(source: Path, out: Path, target: str, precision: Precision, plan: SafetyPlan) -> str:
+def _command(job: Job, form: Form) -> str:
     """The call, with what ``auto`` stood for and without the machine's own folders."""
-    layer = "none" if plan.exit_layer is None else str(plan.exit_layer)
-    return (
-        f"edge-safe export {source.resolve().name} --out {out.name} --target {target} "
-        f"--precision {precision.name} --exit-layer {layer}"
-    )
+    layer = "none" if job.plan.exit_layer is None else str(job.plan.exit_layer)
+    words = [
+        f"edge-safe export {job.source.resolve().name} --out {job.out.name}",
+        f"--target {job.target.name} --precision {job.command} --exit-layer {layer}",
+    ]
+    if form.cache != "fp32":
+        words.append(f"--kv-cache {form.cache}")
+    return " ".join(words)

@@ -1,33 +1,29 @@
-"""Precisions as a table of rows, and the packing of one matrix.
-
-A matrix (N, K) is cut along K into blocks; each block of each row has its own scale and, when
-asymmetric, its own zero point: weight = (value - zero) * scale. The bytes are laid out as ONNX
-Runtime's MatMulNBits and GatherBlockQuantized read them.
-"""
+"""Precisions as a table of rows: what each kind of matrix is stored as."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import Literal, TypeVar
 
 from edge_safe.errors import ExportError
 
-FloatArray = npt.NDArray[np.float32]
-ByteArray = npt.NDArray[np.uint8]
+Row = TypeVar("Row")
+Rounding = Literal["nearest", "k_quant", "hqq"]
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixFormat:
-    """How one kind of matrix is packed.
+    """How one kind of matrix is stored.
 
     Attributes:
-        bits: 4, 8, or 32 for plain float32.
+        bits: 4 or 8 in blocks, 16 or 32 for floating point.
         block: Columns that share a scale.
         symmetric: Whether the zero point is the middle of the range and not stored.
         accuracy_level: Of MatMulNBits; 4 multiplies in int8, 0 in the input's own type.
-        offsets: Whether what whole zero points cannot express is kept, see ``quantize``.
+        offsets: Whether what whole zero points cannot express is kept, see ``rounding.quantize``.
+        rounding: How values and scales are found.
+        brain: With 16 bits, bfloat16 instead of float16.
     """
 
     bits: int
@@ -35,9 +31,30 @@ class MatrixFormat:
     symmetric: bool = False
     accuracy_level: int = 4
     offsets: bool = False
+    rounding: Rounding = "nearest"
+    brain: bool = False
+
+    @property
+    def blocked(self) -> bool:
+        """Whether values stand in blocks with a scale each."""
+        return self.bits < 16
+
+    @property
+    def label(self) -> str:
+        """Short name: ``int4``, ``int8``, ``fp16``, ``bf16`` or ``fp32``."""
+        if self.bits < 16:
+            return f"int{self.bits}"
+        return "bf16" if self.brain else f"fp{self.bits}"
 
 
 PLAIN = MatrixFormat(bits=32)
+HALF = MatrixFormat(bits=16)
+BRAIN = MatrixFormat(bits=16, brain=True)
+INT8 = MatrixFormat(8)
+INT4 = MatrixFormat(4, offsets=True)
+
+# What embedding and lm_head can be stored as by their own options.
+TABLE_FORMATS = {"fp32": PLAIN, "fp16": HALF, "int8": INT8, "int4": MatrixFormat(4)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,160 +63,148 @@ class Precision:
 
     Attributes:
         name: What ``--precision`` says.
+        good_for: When to take it, for help texts and documents.
         weights: Matrices of the decoder's layers.
-        embedding: The embedding, and lm_head where it is tied or of its own.
+        embedding: The embedding.
         towers: Linear layers of towers and projectors.
+        lm_head: The output matrix; None for that of the embedding, whose bytes it shares if tied.
+        below_gate: Matrices of the layers whose states the gate reads; None for ``weights``.
+        layers: A format per layer, which goes before the two; empty in the table itself.
+        scaled: Whether inputs of linear layers are scaled first by what calibration texts show.
+        imported: Whether 4-bit values of a GPTQ or AWQ checkpoint are kept as they are.
     """
 
     name: str
+    good_for: str
     weights: MatrixFormat
-    embedding: MatrixFormat
-    towers: MatrixFormat
+    embedding: MatrixFormat = INT8
+    towers: MatrixFormat = INT8
+    lm_head: MatrixFormat | None = None
+    below_gate: MatrixFormat | None = None
+    layers: tuple[MatrixFormat, ...] = ()
+    scaled: bool = False
+    imported: bool = False
+
+    @property
+    def head(self) -> MatrixFormat:
+        """Format of lm_head."""
+        return self.embedding if self.lm_head is None else self.lm_head
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is rounded, so that everything has to agree with torch."""
+        forms = {self.weights, self.embedding, self.head, self.towers, *self.layers}
+        return forms == {PLAIN} and self.below_gate in (None, PLAIN)
+
+    def of_layer(self, index: int, exit_layer: int | None) -> MatrixFormat:
+        """Format of one layer's matrices."""
+        if self.layers:
+            return self.layers[index]
+        below = exit_layer is not None and index < exit_layer
+        return self.below_gate if below and self.below_gate is not None else self.weights
+
+
+def _int4(symmetric: bool, block: int) -> Precision:
+    kind = "symmetric" if symmetric else "asymmetric"
+    use = "smaller and faster, less exact" if symmetric else "whole zero points"
+    return Precision(
+        f"int4-{kind}-{block}",
+        f"4 bits, {kind}, a scale per {block} weights: {use}",
+        MatrixFormat(4, block, symmetric),
+    )
 
 
 # Mean KL divergence of the next token from the fp32 model's, on answers of a 135M Llama whose
 # weights came from a 4-bit GGUF file: int4 0.004; without offsets 0.315; with a 4-bit embedding
-# 0.071; int8 0.004; ONNX Runtime's dynamic int8 in its place 0.161, since one scale for all
-# activations of a tensor does not survive the outliers in front of the MLP's last product.
+# 0.071; int8 0.004; ONNX Runtime's dynamic int8 in its place 0.161.
+#
+# fp16 and bf16 are what weights are stored as; they are cast to float32 as a graph is opened. The
+# CPU provider of onnxruntime 1.31 has no bfloat16 product at all and computes float16 ones in
+# float32 on x86.
 PRECISIONS = {
     row.name: row
     for row in (
-        Precision("fp32", weights=PLAIN, embedding=PLAIN, towers=PLAIN),
+        Precision("fp32", "reference: agrees with torch within 1e-4", PLAIN, PLAIN, PLAIN),
+        Precision("fp16", "half the file, computed in fp32; keeps fp16 exactly", HALF, HALF, HALF),
         Precision(
-            "int8", weights=MatrixFormat(8), embedding=MatrixFormat(8), towers=MatrixFormat(8)
+            "bf16", "half the file, computed in fp32; keeps bf16 exactly", BRAIN, BRAIN, BRAIN
+        ),
+        Precision("int8", "8 bits, activations in 8 bits too, block by block: next to fp32", INT8),
+        Precision(
+            "int8-weights",
+            "8 bits, activations in fp32: slower than int8, a little closer",
+            MatrixFormat(8, accuracy_level=0),
+        ),
+        Precision("int4", "4 bits in blocks of 32 with offsets: the default of devices", INT4),
+        *(_int4(symmetric, block) for symmetric in (True, False) for block in (32, 64, 128)),
+        Precision(
+            "int4-kquant",
+            "4 bits, scale and zero point searched block by block",
+            MatrixFormat(4, rounding="k_quant"),
         ),
         Precision(
-            "int4",
-            weights=MatrixFormat(4, offsets=True),
-            embedding=MatrixFormat(8),
-            towers=MatrixFormat(8),
+            "int4-hqq",
+            "4 bits, zero points by half-quadratic optimization, kept as offsets",
+            MatrixFormat(4, offsets=True, rounding="hqq"),
+        ),
+        Precision(
+            "int4-awq",
+            "4 bits, inputs scaled by what --calibration texts show (AWQ)",
+            MatrixFormat(4),
+            scaled=True,
+        ),
+        Precision(
+            "int4-gate8",
+            "int4, with 8 bits in the layers below the gate: verdicts next to fp32",
+            INT4,
+            below_gate=INT8,
+        ),
+        Precision(
+            "imported",
+            "keeps the 4-bit values of a GPTQ or AWQ checkpoint",
+            MatrixFormat(4),
+            imported=True,
         ),
     )
 }
 
 
-def precision_named(name: str) -> Precision:
+# What is asked for elsewhere, and why it is not here.
+REFUSED = {
+    "int8-dynamic": (
+        "one scale for all activations of a tensor (MatMulInteger, DynamicQuantizeMatMul) lets "
+        "what stands at slot T, and padding, change the verdict: by 0.06 on a tiny model. int8 "
+        "rounds activations as well, but each position and block for itself"
+    ),
+}
+
+
+def precision_named(
+    name: str, embedding: str | None = None, lm_head: str | None = None
+) -> Precision:
     """Finds a row of the table.
 
-    Raises:
-        ExportError: There is no such row; the message lists those there are.
-    """
-    if name not in PRECISIONS:
-        known = ", ".join(PRECISIONS)
-        raise ExportError(f"There is no precision {name!r}. Choose one of: {known}.")
-    return PRECISIONS[name]
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A quantized matrix.
-
-    Attributes:
-        values: (N, blocks, block * bits / 8) uint8; at 4 bits the even column is the low half.
-        scales: (N, blocks) float32.
-        zero_points: (N, ceil(blocks * bits / 8)) uint8, or None when symmetric.
-    """
-
-    values: ByteArray
-    scales: FloatArray
-    zero_points: ByteArray | None
-
-
-def quantize(weight: FloatArray, form: MatrixFormat) -> Packed:
-    """Rounds a matrix (N, K) to packed values.
-
-    With ``offsets`` the result has more columns than the matrix. Its first K columns carry each
-    block's own lattice, low + step * (0 .. 2^bits - 1), shifted by less than a step onto whole
-    zero points; the shifts of all blocks follow as further columns, one per block. Multiplied
-    with ``[x, sums of x over its blocks]`` this gives (lattice) x. Weights that lie on such a
-    lattice already, as those of 4-bit GGUF files with minima do, come back almost exactly, where
-    whole zero points alone lose as much as rounding the original weights once more.
+    Args:
+        name: The row.
+        embedding: A key of ``TABLE_FORMATS`` in place of the row's own.
+        lm_head: The same for the output matrix.
 
     Raises:
-        ExportError: The matrix holds a NaN or an infinity, or its width does not fit.
+        ExportError: There is no such row or format; the message lists those there are.
     """
-    if not np.isfinite(weight).all():
-        raise ExportError("A weight matrix holds NaN or infinity. Check the checkpoint.")
-    if not form.offsets:
-        return _quantize(weight, form)
-    rows, columns = weight.shape
-    if columns % form.block:
-        raise ExportError(
-            f"A matrix has {columns} columns, no multiple of the block size {form.block}."
-        )
-    top = 2**form.bits - 1
-    grouped = weight.reshape(rows, -1, form.block)
-    low, high = grouped.min(-1), grouped.max(-1)
-    steps = (high - low) / top
-    flat = steps == 0
-    safe = np.where(flat, 1, steps)
-    zeros = np.clip(np.rint(np.where(flat, 0, -low / safe)), 0, top)
-    values = np.where(flat[..., None], 0, np.rint((grouped - low[..., None]) / safe[..., None]))
-    further = _quantize(low + zeros * steps, form)
-    packed = _pack(values.astype(np.uint8), form.bits)
-    all_zeros = [zeros.astype(np.uint8), _unpack_zeros(further, form)]
-    return Packed(
-        np.concatenate([packed, further.values], axis=1),
-        np.concatenate([steps.astype(np.float32), further.scales], axis=1),
-        _pack(np.concatenate(all_zeros, axis=1), form.bits),
-    )
+    if name in REFUSED:
+        raise ExportError(f"There is no precision {name!r}: {REFUSED[name]}.")
+    row = _find("precision", name, PRECISIONS)
+    if embedding is not None:
+        form = _find("format of the embedding", embedding, TABLE_FORMATS)
+        # An embedding of its own does not take lm_head along.
+        row = dataclasses.replace(row, embedding=form, lm_head=row.head)
+    if lm_head is not None:
+        row = dataclasses.replace(row, lm_head=_find("format of lm_head", lm_head, TABLE_FORMATS))
+    return row
 
 
-def _quantize(weight: FloatArray, form: MatrixFormat) -> Packed:
-    """Rounds to the nearest value, with whole zero points or none."""
-    rows, columns = weight.shape
-    blocks = -(-columns // form.block)
-    padded = np.zeros((rows, blocks * form.block), dtype=np.float32)
-    padded[:, :columns] = weight
-    grouped = padded.reshape(rows, blocks, form.block)
-    top = 2**form.bits - 1
-    if form.symmetric:
-        furthest = np.abs(grouped).argmax(-1, keepdims=True)
-        middle = 2 ** (form.bits - 1)
-        scales = np.take_along_axis(grouped, furthest, axis=-1)[..., 0] / -middle
-        zeros = np.full((rows, blocks), middle, dtype=np.float32)
-    else:
-        low = np.minimum(grouped.min(-1), 0)
-        scales = (np.maximum(grouped.max(-1), 0) - low) / top
-        zeros = np.rint(np.divide(-low, scales, out=np.zeros_like(low), where=scales != 0))
-    reach = np.where(scales == 0, 1, scales)[..., None]
-    values = np.clip(np.rint(grouped / reach + zeros[..., None]), 0, top).astype(np.uint8)
-    packed_zeros = None if form.symmetric else _pack(zeros.astype(np.uint8), form.bits)
-    return Packed(_pack(values, form.bits), scales.astype(np.float32), packed_zeros)
-
-
-def dequantize(packed: Packed, form: MatrixFormat, columns: int) -> FloatArray:
-    """The (N, K) float32 matrix that the kernels compute with."""
-    rows = len(packed.scales)
-    values = _unpack(packed.values, form.bits, form.block).astype(np.float32)
-    zeros = _unpack_zeros(packed, form).astype(np.float32)
-    plain = ((values - zeros[..., None]) * packed.scales[..., None]).reshape(rows, -1)
-    if form.offsets:
-        shifts = plain[:, columns : columns + columns // form.block]
-        plain[:, :columns] += np.repeat(shifts, form.block, axis=1)
-    return np.ascontiguousarray(plain[:, :columns], dtype=np.float32)
-
-
-def _unpack_zeros(packed: Packed, form: MatrixFormat) -> ByteArray:
-    """(N, blocks) zero points."""
-    if packed.zero_points is None:
-        return np.full(packed.scales.shape, 2 ** (form.bits - 1), dtype=np.uint8)
-    return _unpack(packed.zero_points, form.bits, packed.scales.shape[1])
-
-
-def _pack(values: ByteArray, bits: int) -> ByteArray:
-    """Packs the last axis; at 4 bits two values share a byte, an odd end is filled with 0."""
-    if bits == 8:
-        return values
-    if values.shape[-1] % 2:
-        values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
-    high: ByteArray = np.left_shift(values[..., 1::2], 4, dtype=np.uint8)
-    return values[..., 0::2] | high
-
-
-def _unpack(packed: ByteArray, bits: int, count: int) -> ByteArray:
-    """The first ``count`` values of the last axis."""
-    if bits == 8:
-        return packed[..., :count]
-    pairs = np.stack([packed & 15, packed >> 4], axis=-1)
-    return pairs.reshape(*packed.shape[:-1], -1)[..., :count]
+def _find(what: str, name: str, table: dict[str, Row]) -> Row:
+    if name not in table:
+        raise ExportError(f"There is no {what} {name!r}. Choose one of: {', '.join(table)}.")
+    return table[name]

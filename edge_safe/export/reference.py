@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from edge_safe.models.safety_head import SafetyModule
 Array = npt.NDArray[Any]
 
 STEERING_STEPS = 60
+# Prompts that a streamed model judges at once.
+STREAMED_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Reference:
         module: The safety module, None for a model that was only fine-tuned to emit two tokens.
         final: The ``final`` stage's rows.
         exit_layer: Layer of the gate, None without one.
+        streamed: Whether the model reads its weights anew at every run, so that runs are few.
     """
 
     def __init__(
@@ -57,7 +61,9 @@ class Reference:
         module: SafetyModule | None,
         final: TokenRows,
         exit_layer: int | None,
+        streamed: bool = False,
     ) -> None:
+        self.streamed = streamed
         self._model: Any = model
         self._module = module
         self._final = torch.from_numpy(final.rows)
@@ -101,6 +107,22 @@ class Reference:
             caches,
         )
 
+    def run_each(self, prompts: Sequence[Array]) -> list[Expected]:
+        """Runs prompts (1, S, d) of any length; a streamed model runs them as one batch."""
+        if not self.streamed:
+            return [self.run(embeds, np.ones(embeds.shape[:2], np.int64)) for embeds in prompts]
+        embeds, mask = pad_right(prompts)
+        together = self.run(embeds, mask)
+        return [_row(together, row, prompt.shape[1]) for row, prompt in enumerate(prompts)]
+
+    @torch.no_grad()
+    def follow(self, embeds: Array, tokens: Sequence[int]) -> Array:
+        """The (n, V) logits that each of n tokens behind a prompt (1, S, d) is taken from."""
+        text = self.embed(np.array([tokens[:-1]], np.int64))
+        whole = torch.from_numpy(np.concatenate([embeds, text], axis=1))
+        logits = self._model(inputs_embeds=whole, use_cache=False).logits
+        return float_array(logits[0, embeds.shape[1] - 1 :])
+
     @torch.no_grad()
     def greedy(self, embeds: Array, steps: int) -> tuple[list[int], Array]:
         """Continues one prompt (1, S, d) greedily.
@@ -119,10 +141,16 @@ class Reference:
         return tokens, np.stack(logits)
 
     @torch.no_grad()
-    def log_odds(self, embeds: Array) -> float:
-        """Log-odds, unsafe - safe, of the first stage on one prompt (1, S, d) with slot T."""
-        mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
-        return float(self._log_odds(torch.from_numpy(embeds), mask))
+    def log_odds(self, prompts: Sequence[Array]) -> Array:
+        """(n,) log-odds, unsafe - safe, of the first stage on prompts (1, S, d) with slot T."""
+        size = STREAMED_BATCH if self.streamed else 1
+        found = []
+        for first in range(0, len(prompts), size):
+            embeds, mask = pad_right(prompts[first : first + size])
+            found.append(
+                float_array(self._log_odds(torch.from_numpy(embeds), torch.from_numpy(mask)))
+            )
+        return np.concatenate(found) if found else np.zeros(0, np.float32)
 
     def steer(self, embeds: Array, *, unsafe: bool, target: float) -> Array:
         """Moves a prompt's embeddings until its verdict is on the wanted side.
@@ -155,7 +183,11 @@ class Reference:
 
     def _log_odds(self, embeds: Tensor, mask: Tensor) -> Tensor:
         """(B,) unsafe - safe of the first stage there is."""
-        seen, output = self._forward(embeds, mask)
+        seen = _before_slot(mask)
+        # Without lm_head, which costs more than the rest of a short prompt.
+        output = self._model.get_decoder()(
+            inputs_embeds=embeds, attention_mask=mask, use_cache=False, output_hidden_states=True
+        )
         if self._layer is not None and self._module is not None:
             logits = self._module.head(self._layer)(
                 output.hidden_states[self._layer], seen
@@ -175,8 +207,7 @@ class Reference:
             past_key_values=DynamicCache(),
             output_hidden_states=True,
         )
-        steps = torch.arange(mask.shape[1])[None]
-        return steps < mask.sum(1, keepdim=True) - 1, output
+        return _before_slot(mask), output
 
     def _read_final(self, states: Tensor, seen: Tensor) -> Tensor:
         """(B, 2) logits of the ``final`` stage."""
@@ -185,3 +216,44 @@ class Reference:
         last = states[torch.arange(len(states)), seen.sum(1) - 1]
         logits: Tensor = last @ self._final.T
         return logits
+
+
+def pad_right(prompts: Sequence[Array]) -> tuple[Array, Array]:
+    """Prompts (1, S, d) as one batch (B, S, d) with its mask (B, S)."""
+    longest = max(prompt.shape[1] for prompt in prompts)
+    embeds = np.zeros((len(prompts), longest, prompts[0].shape[2]), np.float32)
+    mask = np.zeros((len(prompts), longest), np.int64)
+    for row, prompt in enumerate(prompts):
+        embeds[row, : prompt.shape[1]] = prompt[0]
+        mask[row, : prompt.shape[1]] = 1
+    return embeds, mask
+
+
+def _row(batch: Expected, row: int, length: int) -> Expected:
+    """One prompt of a padded batch as if it had been run alone."""
+
+    def cut(value: Array | None, axis: int) -> Array | None:
+        if value is None:
+            return None
+        return np.take(value[row : row + 1], range(length), axis=axis)
+
+    def whole(value: Array | None) -> Array | None:
+        return None if value is None else value[row : row + 1]
+
+    def kept(value: Array) -> Array:
+        return value[row : row + 1, :, :length]
+
+    return Expected(
+        cut(batch.hidden_states, 1),
+        whole(batch.gate_verdict),
+        cut(batch.gate_columns, 3),
+        batch.final_verdict[row : row + 1],
+        batch.logits[row : row + 1],
+        tuple((kept(keys), kept(values)) for keys, values in batch.caches),
+    )
+
+
+def _before_slot(mask: Tensor) -> Tensor:
+    """(B, S) bool: what the gate may see."""
+    steps = torch.arange(mask.shape[1])[None]
+    return steps < mask.sum(1, keepdim=True) - 1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge_safe.export.auto import Candidate, GroupEffect
 from edge_safe.export.drift import ThresholdDrift
 from edge_safe.export.greedy_parity import GreedyParity
 from edge_safe.export.language_parity import VerdictParity
@@ -14,6 +15,13 @@ from edge_safe.runtime.calibration import StageCalibration
 from edge_safe.runtime.manifest import Acceptance
 
 REPORT_FILE = "report.json"
+
+# What the graphs were compared with.
+HELD = "torch in fp32, the whole model in memory"
+STREAMED = (
+    "torch in fp32, its weights read layer by layer; all layers were run, but no prompts were "
+    "steered to either verdict, and greedy text is the bundle's own, which torch read along"
+)
 
 
 class MatrixRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +55,7 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         boundaries: All comparisons.
         greedy: Greedy decoding.
         verdicts: Verdicts of the bundle's first stage.
+        reference: What stood on the other side, in words.
     """
 
     tolerance: float | None
@@ -54,6 +63,7 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     boundaries: list[Boundary]
     greedy: GreedyParity
     verdicts: VerdictParity
+    reference: str = HELD
 
 
 class ModalityRates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +82,8 @@ class Agreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         data: The file.
         rows: Rows judged.
         errors: Rows on which the bundle could not decide.
+        compared: Rows that torch judged too, texts all of them.
+        compared_unsafe: Harmful ones among these.
         agreement: Share of rows with the same decision as torch; None where torch cannot judge.
         max_p_difference: Largest difference of p_unsafe; None likewise.
         auroc: Of the bundle.
@@ -86,6 +98,8 @@ class Agreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: str
     rows: int
     errors: int
+    compared: int
+    compared_unsafe: int
     agreement: float | None
     max_p_difference: float | None
     auroc: float | None
@@ -95,6 +109,20 @@ class Agreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     torch_asr: float | None
     torch_fpr: float | None
     modalities: dict[str, ModalityRates] = {}
+
+
+class AutoSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How precision ``auto`` came to its choice.
+
+    Attributes:
+        groups: What 4 bits do in each group of layers alone.
+        candidates: What was considered, the smallest first.
+        chosen: Which of them the bundle is.
+    """
+
+    groups: list[GroupEffect]
+    candidates: list[Candidate]
+    chosen: int
 
 
 class ExportReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -111,10 +139,13 @@ class ExportReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         calibration: Per stage, as in the manifest.
         refitted: Whether the calibration was fitted on this bundle itself.
         drift: How far that moved each threshold; empty where it was not.
-        acceptance: The safety test's figures; None when the bundle was not tested.
+        acceptance: The safety test's figures.
         accepted: Its result, as in the manifest.
         sizes: Bytes of every graph and weights file.
         seconds: Time of every step.
+        search: How precision ``auto`` chose, None where a row was named.
+        cache: What keys and values are kept as.
+        peak_memory_mb: Largest resident memory of the exporting process, in MB of 2**20 bytes.
         schema_version: Version of this layout.
     """
 
@@ -129,10 +160,13 @@ class ExportReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     calibration: dict[str, StageCalibration]
     refitted: bool
     drift: list[ThresholdDrift]
-    acceptance: Agreement | None
-    accepted: Acceptance | None
+    acceptance: Agreement
+    accepted: Acceptance
     sizes: dict[str, int]
     seconds: dict[str, float]
+    peak_memory_mb: int
+    cache: str
+    search: AutoSearch | None = None
 
 
 def write_report(folder: Path, report: ExportReport) -> None:

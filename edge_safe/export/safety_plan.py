@@ -15,7 +15,7 @@ from edge_safe.models.safety_file import SAFETY_JSON, Calibration, SafetyFile, r
 from edge_safe.models.safety_file import stage_name as stage_key
 from edge_safe.models.safety_head import SafetyHead, SafetyModule, TokenReadout
 from edge_safe.runtime.calibration import StageCalibration
-from edge_safe.runtime.policy import Stage
+from edge_safe.runtime.policy import STAGES, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,11 @@ class SafetyPlan:
     final: TokenRows
     stages: dict[Stage, StageCalibration]
     module: SafetyModule | None
+
+    @property
+    def first_stage(self) -> Stage:
+        """The stage that a bundle asks when its policy says nothing."""
+        return next(stage for stage in STAGES if stage in self.stages)
 
 
 def check_tokens(source: Path, safe_token: str | None, unsafe_token: str | None) -> bool:

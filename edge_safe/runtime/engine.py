@@ -22,7 +22,7 @@ from edge_safe.runtime.policy import STAGES, Policy, Stage
 from edge_safe.runtime.session import Array
 from edge_safe.runtime.verdict import Decision, Verdict
 
-_DTYPES = {"float32": np.float32, "float16": np.float16}
+_DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 
 
 @dataclass(slots=True)

@@ -74,7 +74,21 @@ class AttentionInfo(_Record, frozen=True):
 
 
 class Acceptance(_Record, frozen=True):
-    """Result of the safety test that this very artifact had to pass."""
+    """Result of the safety test that this very artifact had to pass.
+
+    Attributes:
+        passed: Whether it did.
+        data: The rows, in words.
+        rows: Their number.
+        asr: Harmful rows that pass.
+        fpr: Harmless rows that are refused.
+        auroc: On these rows.
+        reason: Why it did not pass.
+        builtin: Whether the rows are the exporter's few mild ones, which prove less than real data.
+        agreement: Share of verdicts that are those of the model it was made from.
+        drift: Largest move of a re-fitted threshold, in log-odds.
+        perplexity: Of that model's own answers, over its own.
+    """
 
     passed: bool
     data: str
@@ -83,6 +97,10 @@ class Acceptance(_Record, frozen=True):
     fpr: float | None = None
     auroc: float | None = None
     reason: str | None = None
+    builtin: bool = False
+    agreement: float | None = None
+    drift: float | None = None
+    perplexity: float | None = None
 
 
 class Safety(_Record, frozen=True):

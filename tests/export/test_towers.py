@@ -16,13 +16,9 @@ from transformers import WhisperConfig
 from edge_safe.export.graphs.builder import GraphBuilder
 from edge_safe.export.graphs.matrices import store_table
 from edge_safe.export.graphs.store import WeightStore
-from edge_safe.export.quantization import (
-    PLAIN,
-    MatrixFormat,
-    dequantize,
-    precision_named,
-    quantize,
-)
+from edge_safe.export.packing import dequantize
+from edge_safe.export.quantization import PLAIN, MatrixFormat, precision_named
+from edge_safe.export.rounding import quantize
 from edge_safe.export.towers.efficientnet import efficientnet_graph
 from edge_safe.export.towers.onnx_spec import onnx_graph
 from edge_safe.export.towers.projectors import object_projector_graph, sequence_projector_graph

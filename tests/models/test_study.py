@@ -30,7 +30,7 @@ from benchmarks.study.lab import Lab
 from benchmarks.study.options import Options, settings_of
 from benchmarks.study.report import insert, markdown, new_figure, save
 from benchmarks.study.rows import balanced, measuring_examples, way_of
-from benchmarks.study.schemes import SCHEMES, Scheme, exported, hqq, k_quant
+from benchmarks.study.schemes import SCHEMES, Scheme, exported
 from benchmarks.study.states import Depth, find_lender
 from benchmarks.study.tasks import ConsistentTask, find_twins
 from edge_safe.errors import UsageError
@@ -337,31 +337,6 @@ def test_multiplied_logits_turn_a_negative_row() -> None:
 
 def weights(rows: int = 6, columns: int = 96) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(3).normal(size=(rows, columns)).astype(np.float32)
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_k_quant_is_that_of_onnx_runtime(bits: int) -> None:
-    from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
-
-    values, scale, zero = quant_tensor_k_quant_cpu(weights(), bits, 32)
-    expected = ((values - zero) * scale).reshape(6, 96)
-    assert k_quant(weights(), bits) == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize("bits", [2, 4])
-def test_hqq_is_that_of_onnx_runtime(bits: int) -> None:
-    from onnxruntime.quantization.matmul_nbits_quantizer import (
-        HQQWeightOnlyQuantConfig,
-        HQQWeightOnlyQuantizer,
-    )
-
-    quantizer = HQQWeightOnlyQuantizer(HQQWeightOnlyQuantConfig(block_size=32, bits=bits))
-    values, scale, zero = quantizer.quantize_internal(
-        torch.from_numpy(weights()), bits=bits, group_size=32
-    )
-    blocks = values.reshape(6, -1, 32).float()
-    expected = ((blocks - zero[..., None]) * scale[..., None]).reshape(6, 96).numpy()
-    assert hqq(weights(), bits) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)

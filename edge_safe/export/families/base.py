@@ -40,9 +40,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edge_safe.errors import ExportError
 from edge_safe.export import families
+from edge_safe.export.checkpoint.adapter import weights_folder
 from edge_safe.export.graphs.decoder import ModelWeights
 from edge_safe.export.graphs.matrices import Matrix
-from edge_safe.export.graphs.spec import DecoderSpec, TensorSource
+from edge_safe.export.graphs.spec import DecoderSpec, LatticeSource, TensorSource
 from edge_safe.export.graphs.store import WeightStore
 from edge_safe.export.quantization import Precision
 
@@ -111,6 +112,8 @@ class Opened:
         processors: Parameters for the runtime's file of the same family.
         towers: The other graphs.
         files: Further files of the bundle, by name.
+        lattice: Gives the values of linear layers that come in 4 bits, by name; None where none do.
+        streamed: Whether ``language`` is too large to be held and reads its weights as it runs.
     """
 
     spec: DecoderSpec
@@ -121,6 +124,8 @@ class Opened:
     processors: dict[str, dict[str, Any]] = field(default_factory=dict)
     towers: Sequence[Tower] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
+    lattice: LatticeSource | None = None
+    streamed: bool = False
 
 
 OpenCheckpoint = Callable[[Path], Opened]
@@ -135,7 +140,7 @@ def find_family(folder: Path) -> tuple[str, OpenCheckpoint]:
     Raises:
         ExportError: The folder is no checkpoint, or there is no such family.
     """
-    path = folder / "config.json"
+    path = weights_folder(folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         model_type = config["model_type"]

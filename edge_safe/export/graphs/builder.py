@@ -175,3 +175,5 @@ class GraphBuilder:
 FLOAT = int(TensorProto.FLOAT)
 INT64 = int(TensorProto.INT64)
 INT32 = int(TensorProto.INT32)
+INT8 = int(TensorProto.INT8)
+FLOAT16 = int(TensorProto.FLOAT16)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from edge_safe.export.activations import CacheReach
+from edge_safe.export.cache_format import CacheFormat, cache_scales
 from edge_safe.export.graphs.builder import FLOAT, INT64, GraphBuilder
 from edge_safe.export.graphs.layers import (
     LayerWeights,
     RopeTables,
+    StoredCache,
     add_norm,
     attention,
     common_inputs,
@@ -26,7 +29,7 @@ from edge_safe.export.graphs.safety import (
     keep_tail,
     token_logits,
 )
-from edge_safe.export.graphs.spec import DecoderSpec, TensorSource
+from edge_safe.export.graphs.spec import DecoderSpec, LatticeSource, TensorSource
 from edge_safe.export.graphs.store import Stored, WeightStore
 from edge_safe.export.quantization import Precision
 
@@ -50,6 +53,10 @@ def store_model(
     tensor: TensorSource,
     precision: Precision,
     progress: Progress,
+    exit_layer: int | None = None,
+    lattice: LatticeSource | None = None,
+    caches: Sequence[CacheReach] | None = None,
+    cache_format: CacheFormat = "fp32",
 ) -> ModelWeights:
     """Reads, quantizes and stores a model tensor by tensor.
 
@@ -59,16 +66,28 @@ def store_model(
         tensor: Source of the weights, by the names transformers gives to Llama's.
         precision: How matrices are packed.
         progress: Told the share done after each layer.
+        exit_layer: Layer of the gate, for precisions that tell the layers below it apart.
+        lattice: Source of matrices that keep the 4 bits they come in.
+        caches: Per layer, how far keys and values reach; needed for an int8 cache.
+        cache_format: What keys and values are kept as.
+
+    Raises:
+        ExportError: The format needs something that is not given, or a matrix does not fit it.
     """
     embedding = store_table(store, tensor("model.embed_tokens.weight"), precision.embedding)
     ropes = rope_tables(store, spec)
     layers = []
     for index in range(spec.layers):
-        layers.append(store_layer(store, spec, tensor, index, precision.weights))
+        form = precision.of_layer(index, exit_layer)
+        cache = StoredCache(cache_format)
+        if cache_format == "int8" and caches is not None:
+            cache = StoredCache(cache_format, *map(store.add, cache_scales(caches[index])))
+        layers.append(store_layer(store, spec, tensor, index, form, lattice, cache))
         progress((index + 1) / spec.layers)
     head = embedding
-    if not spec.tied:
-        head = store_linear(store, tensor("lm_head.weight"), precision.embedding)
+    if not spec.tied or precision.head != precision.embedding:
+        name = "model.embed_tokens.weight" if spec.tied else "lm_head.weight"
+        head = store_linear(store, tensor(name), precision.head)
     return ModelWeights(
         embedding, ropes, tuple(layers), store.add(tensor("model.norm.weight")), head
     )

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from edge_safe.export.graphs.builder import FLOAT, INT32, INT64, GraphBuilder
-from edge_safe.export.graphs.matrices import Matrix, linear, store_linear
+from edge_safe.export.cache_format import CacheFormat
+from edge_safe.export.graphs.builder import FLOAT, FLOAT16, INT8, INT32, INT64, GraphBuilder
+from edge_safe.export.graphs.matrices import Matrix, linear, store_lattice, store_linear
 from edge_safe.export.graphs.spec import (
     Activation,
     DecoderSpec,
+    LatticeSource,
     LayerAttention,
     TensorSource,
 )
 from edge_safe.export.graphs.store import Stored, WeightStore
+from edge_safe.export.packing import Lattice
 from edge_safe.export.quantization import MatrixFormat
 
 # A score at which a position counts nothing. Finite: a row of nothing else stays a number.
 HIDDEN = -3.0e38
+# The same for float16, which ends at 65504.
+HALF_REACH = 6.0e4
+
+CACHE_TYPES = {"fp32": FLOAT, "fp16": FLOAT16, "int8": INT8}
+# Place of an int8 cache's scales among the attention kernel's inputs.
+SCALES_AT = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,22 @@ class LayerWeights:
     up: Affine
     down: Affine
     mlp_post_norm: Stored | None
+    cache: StoredCache
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCache:
+    """What a layer keeps its keys and values as.
+
+    Attributes:
+        format: Their type.
+        key_scale: (kv_heads * head_dim,) of an int8 cache.
+        value_scale: Likewise.
+    """
+
+    format: CacheFormat = "fp32"
+    key_scale: Stored | None = None
+    value_scale: Stored | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +99,17 @@ class Common:
     ropes: tuple[RopeTables, ...]
 
 
+PLAIN_CACHE = StoredCache()
+
+
 def store_layer(
     store: WeightStore,
     spec: DecoderSpec,
     tensor: TensorSource,
     index: int,
     form: MatrixFormat,
+    lattice: LatticeSource | None = None,
+    cache: StoredCache = PLAIN_CACHE,
 ) -> LayerWeights:
     """Reads, quantizes and stores the weights of one layer.
 
@@ -88,14 +119,22 @@ def store_layer(
         tensor: Source of the weights, by the names transformers gives to Llama's.
         index: Layer.
         form: How the matrices are packed.
+        lattice: Source of matrices that keep the 4 bits they come in.
+        cache: What its keys and values are kept as.
     """
     base = f"model.layers.{index}"
     attention = f"{base}.self_attn"
 
     def affine(names: list[str], has_bias: bool) -> Affine:
-        weight = np.concatenate([tensor(f"{name}.weight") for name in names])
         bias = np.concatenate([tensor(f"{name}.bias") for name in names]) if has_bias else None
         stored_bias = None if bias is None else store.add(bias)
+        rounded = (
+            None if lattice is None else _joined([lattice(f"{name}.weight") for name in names])
+        )
+        if rounded is not None:
+            kept = MatrixFormat(4, rounded.values.shape[2])
+            return Affine(store_lattice(store, rounded, kept), stored_bias)
+        weight = np.concatenate([tensor(f"{name}.weight") for name in names])
         return Affine(store_linear(store, weight, form), stored_bias)
 
     def norm(name: str) -> Stored:
@@ -115,6 +154,19 @@ def store_layer(
         up=affine([f"{base}.mlp.up_proj"], spec.mlp_bias),
         down=affine([f"{base}.mlp.down_proj"], spec.mlp_bias),
         mlp_post_norm=norm(f"{base}.post_feedforward_layernorm") if spec.post_norms else None,
+        cache=cache,
+    )
+
+
+def _joined(parts: list[Lattice | None]) -> Lattice | None:
+    """Outputs of several layers in one, None unless all are there and have the same blocks."""
+    found = [part for part in parts if part is not None]
+    if len(found) < len(parts) or len({part.values.shape[1:] for part in found}) != 1:
+        return None
+    return Lattice(
+        np.concatenate([part.values for part in found]),
+        np.concatenate([part.scales for part in found]),
+        np.concatenate([part.zeros for part in found]),
     )
 
 
@@ -181,22 +233,36 @@ def attention(
     name = f"layers.{index}.attention"
     cache: list[int | str] = ["batch", spec.kv_heads, "past", spec.head_dim]
     grown: list[int | str] = ["batch", spec.kv_heads, "present", spec.head_dim]
-    past = [g.input(f"past_key_values.{index}.{part}", FLOAT, cache) for part in ("key", "value")]
-    present = [g.output(f"present.{index}.{part}", FLOAT, grown) for part in ("key", "value")]
+    kept = weights.cache.format
+    kind_of_cache = CACHE_TYPES[kept]
+    parts = ("key", "value")
+    past = [g.input(f"past_key_values.{index}.{part}", kind_of_cache, cache) for part in parts]
+    present = [g.output(f"present.{index}.{part}", kind_of_cache, grown) for part in parts]
     packed = _affine(g, x, weights.qkv, f"{name}.qkv")
     query = [packed, "", ""]
     if weights.query_norm is not None and weights.key_norm is not None:
         query = _normed_heads(g, spec, packed, weights.query_norm, weights.key_norm, name)
     kind = spec.attention_of(index)
-    inputs = [*query, *past, common.last_key, common.total, *_rotary(g, kind, common)]
-    window = {}
+    if kept == "fp16":
+        query = [_half(g, part, name) for part in query]
+    rotary = _rotary(g, kind, common, half=kept == "fp16")
+    inputs = [*query, *past, common.last_key, common.total, *rotary]
+    further: dict[str, Any] = {}
     if kind.window is not None:
         # onnxruntime 1.23 sees one position more than local_window_size says, later ones do not;
         # the bias hides it from both. The attribute saves the work on all that is further away.
-        window["local_window_size"] = kind.window
-        inputs.append(_window_bias(g, common, kind.window))
+        further["local_window_size"] = kind.window
+        bias = _window_bias(g, common, kind.window)
+        inputs.append(_half(g, bias, f"window.{kind.window}") if kept == "fp16" else bias)
     scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
-    return g.contrib(
+    if weights.cache.key_scale is not None and weights.cache.value_scale is not None:
+        # Attention bias and sink stand before the scales.
+        inputs += [""] * (SCALES_AT - len(inputs))
+        inputs.append(g.weight(f"{name}.key_scale", weights.cache.key_scale))
+        inputs.append(g.weight(f"{name}.value_scale", weights.cache.value_scale))
+        further |= {f"{part}_quant_type": "PER_CHANNEL" for part in "kv"}
+        further["kv_cache_bit_width"] = 8
+    attended = g.contrib(
         "GroupQueryAttention",
         inputs,
         scope=name,
@@ -206,20 +272,35 @@ def attention(
         do_rotary=int(kind.rope is not None),
         rotary_interleaved=0,
         scale=float(scale),
-        **window,
+        **further,
     )
+    if kept == "fp16":
+        return g.op("Cast", [attended], scope=f"{name}/float", to=FLOAT)
+    return attended
 
 
-def _rotary(g: GraphBuilder, kind: LayerAttention, common: Common) -> list[str]:
+def _half(g: GraphBuilder, value: str, scope: str) -> str:
+    """A value as float16, "" for one that is left out; what is beyond its range is cut off."""
+    if not value:
+        return value
+
+    def cast() -> str:
+        low, high = g.floats(-HALF_REACH), g.floats(HALF_REACH)
+        within = g.op("Clip", [value, low, high], scope=f"{scope}/half")
+        return g.op("Cast", [within], scope=f"{scope}/half", to=FLOAT16)
+
+    return g.once(f"{value}/half", cast)
+
+
+def _rotary(g: GraphBuilder, kind: LayerAttention, common: Common, *, half: bool) -> list[str]:
     """Tables and positions of a layer's rotary embedding, left out where it has none."""
     if kind.rope is None:
         return ["", "", ""]
     tables, name = common.ropes[kind.rope], f"rope.{kind.rope}"
-    return [
-        g.weight(f"{name}.cosine", tables.cosine),
-        g.weight(f"{name}.sine", tables.sine),
-        common.position_ids,
-    ]
+    found = [g.weight(f"{name}.cosine", tables.cosine), g.weight(f"{name}.sine", tables.sine)]
+    if half:
+        found = [_half(g, table, name) for table in found]
+    return [*found, common.position_ids]
 
 
 def _window_bias(g: GraphBuilder, common: Common, window: int) -> str:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from edge_safe.errors import ExportError
-from edge_safe.export.graphs.builder import GraphBuilder
+from edge_safe.export.graphs.builder import FLOAT, GraphBuilder
 from edge_safe.export.graphs.spec import FloatArray
 from edge_safe.export.graphs.store import Stored, WeightStore
-from edge_safe.export.quantization import MatrixFormat, dequantize, quantize
+from edge_safe.export.packing import (
+    Lattice,
+    Packed,
+    check_finite,
+    dequantize,
+    join_rows,
+    lattice_matrix,
+)
+from edge_safe.export.quantization import MatrixFormat
+from edge_safe.export.rounding import SLAB, pack_lattice, round_matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +32,7 @@ class Matrix:
         rows: N.
         columns: K.
         format: How it is packed.
-        values: Packed values; plain float32, (K, N) for a linear layer and (N, K) for a table.
+        values: Packed values; plain, (K, N) for a linear layer and (N, K) for a table.
         scales: (N, blocks) float32, None when plain.
         zero_points: (N, bytes) uint8, None when plain or symmetric.
         is_table: Whether rows can be looked up.
@@ -47,36 +58,91 @@ class Matrix:
 
 
 def store_linear(store: WeightStore, weight: FloatArray, form: MatrixFormat) -> Matrix:
-    """Quantizes the (out, in) weight of a linear layer and stores it."""
+    """Stores the (out, in) weight of a linear layer in a format."""
     return _store(store, weight, form, is_table=False)
 
 
+def store_lattice(store: WeightStore, lattice: Lattice, form: MatrixFormat) -> Matrix:
+    """Stores a linear layer whose (out, in) weight was rounded before; nothing is lost."""
+    rows, blocks, block = lattice.values.shape
+    columns = blocks * block
+    step = max(1, SLAB // columns)
+    packed, energy, error = [], 0.0, 0.0
+    for first in range(0, rows, step):
+        chosen = slice(first, first + step)
+        part = Lattice(lattice.values[chosen], lattice.scales[chosen], lattice.zeros[chosen])
+        packed.append(pack_lattice(part, form))
+        plain = lattice_matrix(part, columns)
+        energy += _squares(plain)
+        error += _squares(plain - dequantize(packed[-1], form, columns))
+    return _stored(store, join_rows(packed), (rows, columns), form, False, error, energy)
+
+
 def store_table(store: WeightStore, weight: FloatArray, form: MatrixFormat) -> Matrix:
-    """Quantizes a (words, width) embedding, to be looked up and multiplied with, and stores it.
+    """Stores a (words, width) embedding, to be looked up and multiplied with.
 
     Raises:
         ExportError: The format cannot be looked up row by row.
     """
-    if form.bits < 32 and (form.offsets or weight.shape[1] % form.block):
+    if form.blocked and (form.offsets or weight.shape[1] % form.block):
         raise ExportError(
             f"An embedding of width {weight.shape[1]} cannot be packed in blocks of {form.block}"
-            f"{' with offsets' if form.offsets else ''}. Use precision fp32."
+            f"{' with offsets' if form.offsets else ''}. Use precision fp32, or --embedding fp32."
         )
     return _store(store, weight, form, is_table=True)
 
 
 def _store(store: WeightStore, weight: FloatArray, form: MatrixFormat, *, is_table: bool) -> Matrix:
+    """Stores a matrix a slab of rows at a time, so that little stands in memory beside it."""
     rows, columns = weight.shape
-    energy = float(np.square(weight, dtype=np.float64).sum())
-    if form.bits == 32:
-        plain = store.add(weight if is_table else weight.T)
-        return Matrix(rows, columns, form, plain, None, None, is_table, 0.0, energy)
-    packed = quantize(weight, form)
-    missing = weight - dequantize(packed, form, columns)
-    error = float(np.square(missing, dtype=np.float64).sum())
+    step = max(1, SLAB // columns)
+    slabs = [weight[row : row + step] for row in range(0, rows, step)]
+    energy = sum(_squares(slab) for slab in slabs)
+    if form.bits >= 16:
+        check_finite(weight)
+        with np.errstate(over="ignore"):
+            plain = weight.astype(_float_type(form), copy=False)
+        error = sum(_squares(a - b) for a, b in zip(slabs, _slabs_of(plain, step), strict=True))
+        if not np.isfinite(error):
+            raise ExportError(
+                "A weight is beyond what float16 can hold (65504). Use precision bf16 or fp32."
+            )
+        values = store.add(plain if is_table else plain.T)
+        return Matrix(rows, columns, form, values, None, None, is_table, error, energy)
+    packed, error = [], 0.0
+    for slab in slabs:
+        packed.append(pack_lattice(round_matrix(slab, form), form))
+        error += _squares(slab - dequantize(packed[-1], form, columns))
+    return _stored(store, join_rows(packed), (rows, columns), form, is_table, error, energy)
+
+
+def _stored(
+    store: WeightStore,
+    packed: Packed,
+    shape: tuple[int, int],
+    form: MatrixFormat,
+    is_table: bool,
+    error: float,
+    energy: float,
+) -> Matrix:
     zeros = None if packed.zero_points is None else store.add(packed.zero_points)
     values, scales = store.add(packed.values), store.add(packed.scales)
-    return Matrix(rows, columns, form, values, scales, zeros, is_table, error, energy)
+    return Matrix(*shape, form, values, scales, zeros, is_table, error, energy)
+
+
+def _float_type(form: MatrixFormat) -> np.dtype[np.generic]:
+    if form.bits == 32:
+        return np.dtype(np.float32)
+    return np.dtype(ml_dtypes.bfloat16 if form.brain else np.float16)
+
+
+def _slabs_of(stored: np.ndarray[Any, Any], step: int) -> list[FloatArray]:
+    rows = range(0, len(stored), step)
+    return [stored[row : row + step].astype(np.float32, copy=False) for row in rows]
+
+
+def _squares(values: FloatArray) -> float:
+    return float(np.square(values, dtype=np.float64).sum())
 
 
 def linear(g: GraphBuilder, x: str, matrix: Matrix, name: str, bias: Stored | None = None) -> str:
@@ -87,7 +153,7 @@ def linear(g: GraphBuilder, x: str, matrix: Matrix, name: str, bias: Stored | No
     added = [] if bias is None else [g.weight(f"{name}.bias", bias)]
     weight = f"{name}.weight"
     if matrix.scales is None:
-        values = g.weight(weight, matrix.values)
+        values = _as_float(g, g.weight(weight, matrix.values), matrix)
         if matrix.is_table:
             return g.op("Gemm", [x, values, *added], scope=name, transB=1)
         product = g.op("MatMul", [x, values], scope=name)
@@ -115,7 +181,8 @@ def look_up(g: GraphBuilder, ids: str, table: Matrix, name: str) -> str:
     """Reads rows of a table: (...) int64 -> (..., K)."""
     weight = f"{name}.table"
     if table.scales is None:
-        return g.op("Gather", [g.weight(weight, table.values), ids], scope=name, axis=0)
+        found = g.op("Gather", [g.weight(weight, table.values), ids], scope=name, axis=0)
+        return _as_float(g, found, table)
     # The same bytes as the linear layer's, without the axis of blocks.
     width = table.values.length // table.rows
     data = g.weight(weight, table.values, (table.rows, width))
@@ -132,6 +199,14 @@ def look_up(g: GraphBuilder, ids: str, table: Matrix, name: str) -> str:
         gather_axis=0,
         quantize_axis=1,
     )
+
+
+def _as_float(g: GraphBuilder, values: str, matrix: Matrix) -> str:
+    """Casts what is stored in 16 bits; of a weight ONNX Runtime does so as it opens the graph."""
+    if matrix.format.bits == 32:
+        return values
+    cast = f"{values}/float"
+    return g.once(cast, lambda: g.op("Cast", [values], scope=cast, to=FLOAT))
 
 
 def _with_sums(g: GraphBuilder, x: str, block: int) -> str:

@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge_safe.export.packing import Lattice
+
 FloatArray = npt.NDArray[np.float32]
 
 # gelu_tanh is GELU by its approximation with a hyperbolic tangent.
@@ -19,6 +21,13 @@ class TensorSource(Protocol):
 
     def __call__(self, name: str) -> FloatArray:
         """Reads one tensor; linear weights are (out, in)."""
+
+
+class LatticeSource(Protocol):
+    """Gives linear weights that were rounded before."""
+
+    def __call__(self, name: str) -> Lattice | None:
+        """The values of one (out, in) weight; None where it comes as plain numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +116,22 @@ class DecoderSpec:
     attention_scale: float | None = None
     embedding_scale: float = 1.0
     logit_softcap: float | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights in all matrices."""
+        return self.layers * self.layer_parameters + (1 if self.tied else 2) * self.table_parameters
+
+    @property
+    def layer_parameters(self) -> int:
+        """Number of weights in the matrices of one layer."""
+        heads = 2 * self.heads + 2 * self.kv_heads
+        return self.hidden_size * (heads * self.head_dim + 3 * self.intermediate_size)
+
+    @property
+    def table_parameters(self) -> int:
+        """Number of weights in the embedding, and in lm_head."""
+        return self.vocab_size * self.hidden_size
 
     def attention_of(self, layer: int) -> LayerAttention:
         """What is particular to a layer."""

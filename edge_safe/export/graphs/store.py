@@ -78,12 +78,14 @@ class WeightStore:
         """Stores a tensor, unless equal bytes of the same type and shape are there already."""
         data = np.ascontiguousarray(array)
         digest = hashlib.sha256(f"{data.dtype.str}{data.shape}".encode())
-        digest.update(data.data)
+        # numpy shows bfloat16 to nobody but as bytes.
+        raw = data.reshape(-1).view(np.uint8)
+        digest.update(raw.data)
         key = digest.digest()
         if key not in self._known:
             align = PAGE if data.nbytes >= 16 * PAGE else SMALL
             start = -(-self._file.tell() // align) * align
             self._file.write(b"\0" * (start - self._file.tell()))
-            self._file.write(data.data)
+            self._file.write(raw.data)
             self._known[key] = Stored(self.path.name, start, data.nbytes, data.dtype, data.shape)
         return self._known[key]

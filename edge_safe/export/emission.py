@@ -1,0 +1,179 @@
+"""Writes the graphs of a bundle and their weights, and compares them with torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from edge_safe.errors import ExportError
+from edge_safe.export.activations import Activations
+from edge_safe.export.cache_format import CacheFormat
+from edge_safe.export.clock import Clock
+from edge_safe.export.families.base import Emission, Opened
+from edge_safe.export.graphs.decoder import (
+    ModelWeights,
+    decoder_graph,
+    embedding_graph,
+    gate_graph,
+    store_model,
+)
+from edge_safe.export.graphs.matrices import Matrix
+from edge_safe.export.graphs.store import WeightStore
+from edge_safe.export.language_graphs import LanguageGraphs
+from edge_safe.export.language_parity import check_language
+from edge_safe.export.parity import FP32_TOLERANCE, check_towers, require
+from edge_safe.export.quantization import Precision
+from edge_safe.export.reference import Reference
+from edge_safe.export.report import HELD, STREAMED, MatrixRecord, Parity
+from edge_safe.export.safety_plan import SafetyPlan
+from edge_safe.export.scaling import scaled_source
+
+WEIGHTS_FILE = "weights.onnx.data"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a bundle's weights and caches are kept.
+
+    Attributes:
+        precision: Of the matrices.
+        cache: Of keys and values.
+        seen: What flows through the torch model; None where neither asks for it.
+    """
+
+    precision: Precision
+    cache: CacheFormat
+    seen: Activations | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is rounded."""
+        return self.precision.exact and self.cache == "fp32"
+
+
+def emit(
+    folder: Path, opened: Opened, plan: SafetyPlan, form: Form, clock: Clock
+) -> list[MatrixRecord]:
+    """Writes the weights file and all graphs."""
+    spec, precision = opened.spec, form.precision
+    tensor = opened.tensor
+    if precision.scaled and form.seen is not None:
+        tensor = scaled_source(tensor, spec, form.seen, precision.weights)
+    with WeightStore(folder / WEIGHTS_FILE) as store:
+        with clock.step("quantize") as share:
+            weights = store_model(
+                store,
+                spec,
+                tensor,
+                precision,
+                share,
+                plan.exit_layer,
+                opened.lattice if precision.imported else None,
+                None if form.seen is None else form.seen.caches,
+                form.cache,
+            )
+        embedding_graph(weights, spec).save(folder / "embed_tokens.onnx")
+        if plan.exit_layer is not None and plan.head is not None:
+            gate = gate_graph(weights, spec, plan.exit_layer, plan.head, store)
+            gate.save(folder / "gate.onnx")
+        decoder = decoder_graph(weights, spec, plan.exit_layer, plan.final, store)
+        decoder.save(folder / "decoder.onnx")
+        records = _language_records(weights)
+        if opened.towers:
+            with clock.step("towers") as share:
+                emission = Emission(folder, store, weights, precision)
+                for number, tower in enumerate(opened.towers):
+                    records += _records(tower.name, tower.emit(emission))
+                    share((number + 1) / len(opened.towers))
+    return records
+
+
+def compare_with_torch(
+    folder: Path,
+    opened: Opened,
+    plan: SafetyPlan,
+    reference: Reference,
+    form: Form,
+    clock: Clock,
+) -> Parity:
+    """Compares everything with torch; what is not rounded has to agree.
+
+    Raises:
+        ExportError: An exact graph differs, or a quantized one gives no finite numbers.
+    """
+    tolerance = FP32_TOLERANCE if form.exact else None
+    shape = (0, 0) if plan.head is None else plan.head.query.shape
+    with clock.step("compare with torch") as share:
+        graphs = LanguageGraphs(
+            folder,
+            opened.spec,
+            plan.exit_layer,
+            (shape[0], shape[1]),
+            form.cache,
+            () if form.seen is None else form.seen.caches,
+        )
+        language = check_language(
+            graphs,
+            reference,
+            opened.tokenizer,
+            plan.safe_token_id,
+            plan.stages[plan.first_stage],
+            tolerance,
+        )
+        share(0.7)
+        boundaries = language.boundaries + check_towers(folder, opened.towers, tolerance)
+    require(boundaries)
+    if tolerance is not None and language.greedy.agreement < 1:
+        raise ExportError(
+            f"Greedy text differs from torch at {1 - language.greedy.agreement:.1%} of the steps, "
+            "though all outputs agree within the tolerance."
+        )
+    if language.verdicts.slot_change > FP32_TOLERANCE:
+        raise ExportError(
+            f"What stands at slot T changes the verdict by {language.verdicts.slot_change:.3g}."
+        )
+    return Parity(
+        tolerance,
+        True,
+        boundaries,
+        language.greedy,
+        language.verdicts,
+        STREAMED if reference.streamed else HELD,
+    )
+
+
+def _language_records(weights: ModelWeights) -> list[MatrixRecord]:
+    layers = [
+        affine.matrix
+        for layer in weights.layers
+        for affine in (layer.qkv, layer.output, layer.gate, layer.up, layer.down)
+    ]
+    records = _records("layers", layers) + _records("embedding", [weights.embedding])
+    if weights.lm_head is not weights.embedding:
+        records += _records("lm_head", [weights.lm_head])
+    return records
+
+
+def _records(kind: str, matrices: Iterable[Matrix]) -> list[MatrixRecord]:
+    """One record per format that matrices of a kind have."""
+
+    def key(matrix: Matrix) -> str:
+        return repr(matrix.format)
+
+    return [_record(kind, list(group)) for _, group in groupby(sorted(matrices, key=key), key=key)]
+
+
+def _record(kind: str, matrices: list[Matrix]) -> MatrixRecord:
+    form = matrices[0].format
+    energy = sum(matrix.energy for matrix in matrices)
+    return MatrixRecord(
+        kind=kind,
+        bits=form.bits,
+        block=form.block,
+        offsets=form.offsets,
+        parameters=sum(matrix.rows * matrix.columns for matrix in matrices),
+        bytes=sum(matrix.size for matrix in matrices),
+        relative_error=(sum(matrix.error for matrix in matrices) / max(energy, 1e-30)) ** 0.5,
+    )
