@@ -34,7 +34,9 @@ def calibrate(
     The stage's own calibration is that of requests as they come: jailbreak forms around harmless
     questions are every other row in training and rare in use, so they would put the threshold
     where no use needs it. Where such rows are too few all of text serves, or all there is.
-    Pictures and sound get their own on top, each from its own rows.
+    Pictures and sound get their own on top, each from its own rows. Contrasts are left out where
+    there are rows enough: their harmless readings are written to be mistaken, and would put the
+    threshold where ordinary requests do not need it.
 
     Args:
         odds: Verdicts on rows that nothing was trained on.
@@ -52,7 +54,7 @@ def calibrate(
     if media_target_fpr is None:
         media_target_fpr = target_fpr
     media: tuple[Medium, ...] = ("image", "audio")
-    parts = {name: odds.of_modality(name) for name in media}
+    parts = {name: _as_asked(odds.of_modality(name)) for name in media}
     fitted = {}
     for stage in odds.stages:
         own = _fit(own_rows, stage, target_fpr, fitted_on, method)
@@ -89,6 +91,11 @@ def best_layer(fitted: dict[str, Calibration]) -> int | None:
     """The gate with the best AUROC, the earliest of equals; None without gates."""
     gates = [(c.auroc, -int(s.split(".")[1])) for s, c in fitted.items() if s != FINAL]
     return -max(gates)[1] if gates else None
+
+
+def _as_asked(odds: LogOdds) -> LogOdds:
+    asked = odds.without_contrasts()
+    return asked if _enough(asked) else odds
 
 
 def _enough(odds: LogOdds) -> bool:

@@ -107,6 +107,7 @@ class _Maker:
         held: bool,
     ) -> None:
         self._section = section
+        self._held = held
         self._templates = templates
         self._written = written
         self._seed = seed
@@ -158,7 +159,13 @@ class _Maker:
             picture_texts=tuple(row for kind in PICTURE_TEXTS for row in self._texts.get(kind, ())),
         )
         yield from make_ways_in(
-            section, self._count, self._draw_harmful, self._draw, around, self._begin
+            section,
+            self._count,
+            self._draw_harmful,
+            self._draw,
+            around,
+            self._begin,
+            section.validation_media if self._held else 1,
         )
 
     def _begin(self, way: str) -> random.Random:

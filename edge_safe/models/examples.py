@@ -90,6 +90,10 @@ class LogOdds:
         """The rows of files and of our own prompts whose request stands alone."""
         return self._where([":" not in source for source in self.sources])
 
+    def without_contrasts(self) -> LogOdds:
+        """The rows made of files and of our own prompts, in whatever way in."""
+        return self._where(["contrast" not in source.split(":") for source in self.sources])
+
     def _where(self, wanted: Sequence[bool]) -> LogOdds:
         rows = np.flatnonzero(wanted)
         return LogOdds(

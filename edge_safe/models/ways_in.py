@@ -52,6 +52,7 @@ def make_ways_in(
     harmless: Callable[[], Row],
     around: Surroundings,
     begin: Callable[[str], random.Random],
+    media: int = 1,
 ) -> Iterator[Example]:
     """As many harmful and harmless examples of each way in as its share of the files' harmful rows.
 
@@ -62,6 +63,7 @@ def make_ways_in(
         harmless: Draws a harmless row of the same split.
         around: What stands around requests, of the same split.
         begin: Starts the draws of a way in.
+        media: Pictures and recordings are so many times as many.
     """
 
     def pairs(share: float) -> Iterator[Row]:
@@ -81,13 +83,13 @@ def make_ways_in(
             yield Example(row.id, f"prefilled:{row.source}", row.unsafe, (prompt,))
     if section.pictures is not None:
         chance = begin("pictures")
-        for row in pairs(section.pictures.share):
+        for row in pairs(section.pictures.share * media):
             if not row.unsafe and around.picture_texts and chance.random() < 0.4:
                 row = chance.choice(around.picture_texts)
             yield _picture(row, section.pictures, around.beside_pictures, chance)
     if section.recordings is not None:
         chance = begin("recordings")
-        for row in pairs(section.recordings.share):
+        for row in pairs(section.recordings.share * media):
             yield _recording(row, section.recordings, around.beside_recordings, chance)
 
 

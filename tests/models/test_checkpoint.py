@@ -181,6 +181,18 @@ def test_text_is_calibrated_on_requests_as_they_come() -> None:
     assert calibrate(wrapped, 0.05, "rows")["gate.3"] == calibrate(plain, 0.05, "rows")["gate.3"]
 
 
+def test_contrasts_do_not_move_the_thresholds_of_pictures() -> None:
+    rows = with_pictures()
+    hard = LogOdds(
+        {stage: np.r_[values, values + 9.0] for stage, values in rows.stages.items()},
+        np.r_[rows.unsafe, rows.unsafe],
+        ["picture:files"] * 400 + ["picture:contrast:drugs"] * 400,
+        rows.modalities * 2,
+    )
+    own = calibrate(rows, 0.05, "rows")["gate.3"].of("image")
+    assert calibrate(hard, 0.05, "rows")["gate.3"].of("image") == own
+
+
 def test_pictures_may_have_a_target_of_their_own() -> None:
     gate = calibrate(with_pictures(), 0.05, "rows", media_target_fpr=0.2)["gate.3"]
     assert (gate.target_fpr, gate.of("image").target_fpr) == (0.05, 0.2)

@@ -201,6 +201,21 @@ def test_pictures_and_recordings_carry_the_request_and_not_the_prompt(data_folde
             assert message.medium.text not in message.content
 
 
+def test_the_validation_split_may_have_more_media_and_training_keeps_its_own(
+    data_folder: Path,
+) -> None:
+    few, many = (
+        build(data_folder, recordings=RecordingsSection(1.0), validation_media=times)
+        for times in (1, 3)
+    )
+    assert many.train == few.train
+    spoken = [
+        [e for e in split.validation if any(m.medium for p in e.prompts for m in p)]
+        for split in (few, many)
+    ]
+    assert len(spoken[1]) == 3 * len(spoken[0]) > 0
+
+
 def test_no_recording_is_spoken_by_the_synthesizer_that_is_held_out(data_folder: Path) -> None:
     split = build(data_folder, recordings=RecordingsSection(3.0))
     spoken = [m.medium for e in split.train for p in e.prompts for m in p]

@@ -141,7 +141,9 @@ class DataSection(Section, frozen=True):
     """``[data]``: files below ``--data``; ``caps`` limits rows per source.
 
     ``exclude`` names rows by id whose label was looked at and found wrong. ``written_wrappings`` is
-    the share, as in ``[data.wrappings]``, of our own (``wrappings.toml``).
+    the share, as in ``[data.wrappings]``, of our own (``wrappings.toml``). The validation split has
+    ``validation_media`` times the pictures and recordings that their shares give: thresholds of
+    their own need rows.
     """
 
     train: Annotated[tuple[Text, ...], Meta(min_length=1)]
@@ -149,6 +151,7 @@ class DataSection(Section, frozen=True):
     exclude: tuple[Text, ...] = ()
     max_tokens: Annotated[int, Meta(ge=8)] = 640
     validation_share: OpenShare = 0.15
+    validation_media: Positive = 1
     split_seed: int = 0
     wrappings: WrappingsSection | None = None
     written_wrappings: Weight = 0.0
