@@ -123,9 +123,10 @@ def _composed(rows: Sequence[Row]) -> Iterator[Example]:
     def draw() -> Row:
         return chance.choice(harmless)
 
-    yield from make_conversations(CONVERSATIONS, harmful, draw, chance)
+    def draw_harmful() -> Row:
+        return chance.choice(harmful)
+
+    yield from make_conversations(CONVERSATIONS, len(harmful), draw_harmful, draw, chance)
     around = Surroundings(tuple(documents()), (), (), ())
     section = DataSection(train=("-",), long=LONG)
-    yield from make_ways_in(
-        section, len(harmful), lambda: chance.choice(harmful), draw, around, lambda _: chance
-    )
+    yield from make_ways_in(section, len(harmful), draw_harmful, draw, around, lambda _: chance)
