@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import msgspec
 import torch
+from jinja2 import TemplateError
 from transformers import AutoFeatureExtractor, PreTrainedTokenizerBase, WhisperFeatureExtractor
 
 from edge_safe.errors import ExportError
@@ -21,6 +22,7 @@ from edge_safe.export.families.base import Opened, Tower
 from edge_safe.export.image_prompts import (
     TEMPLATE_FILE,
     placeholder_of,
+    read_template,
     read_tokenizer,
     rendered,
     whole_template,
@@ -30,7 +32,7 @@ from edge_safe.export.vision_language import of_language
 from edge_safe.models.base_model import load_base
 from edge_safe.runtime.audio_io import SAMPLE_RATE
 from edge_safe.runtime.audio_windows import Windows, problem
-from edge_safe.runtime.hearing import AudioProcessor
+from edge_safe.runtime.hearing import AudioProcessor, Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,14 @@ class AudioFamily:
         describe: Reads the configuration and the checkpoint's folder; refuses with an
             ``ExportError`` what cannot be exported.
         tower: Makes ``audio_encoder`` of the torch model; see ``towers.audio_encoder``.
+        start: What every prompt begins with.
         before: A special token that stands in front of a sound, whether or not the chat template
             writes it.
     """
 
     describe: Callable[[Any, Path], Windows]
     tower: Callable[[Any, Windows], Tower]
+    start: str = ""
     before: str | None = None
 
 
@@ -64,9 +68,15 @@ def open_audio(folder: Path, family: AudioFamily) -> Opened:
     windows = family.describe(config, folder)
     tokenizer = read_tokenizer(folder)
     placeholder = placeholder_of(tokenizer, config.audio_token_id, media="sound")
-    template = whole_template(folder, tokenizer, "audio")
-    before = _missing(tokenizer, placeholder, family.before)
-    processor = AudioProcessor(placeholder=placeholder, windows=windows, before=before)
+    read_template(folder, tokenizer)
+    part = _part_of(tokenizer, placeholder)
+    template = whole_template(folder, tokenizer, part)
+    processor = AudioProcessor(
+        placeholder=placeholder,
+        part=part,
+        windows=windows,
+        before=_before(tokenizer, rendered(tokenizer, part), family),
+    )
     model = load_base(folder, torch.float32).model
     return Opened(
         spec=spec,
@@ -81,23 +91,19 @@ def open_audio(folder: Path, family: AudioFamily) -> Opened:
 
 
 def whisper_windows(
-    config: Any,
-    folder: Path,
-    kind: Literal["sound", "whole"],
-    states_per_token: int,
-    max_seconds: int | None = None,
+    config: Any, folder: Path, kind: Literal["sound", "whole"], states_per_token: int
 ) -> Windows:
-    """The windows of an encoder of Whisper's kind, checked against its feature extractor.
+    """The windows of an encoder of Whisper's kind, for sounds of one window at most.
 
     Args:
         config: The encoder's configuration.
         folder: The checkpoint, with ``preprocessor_config.json`` or ``processor_config.json``.
         kind: See ``Windows``.
         states_per_token: See ``Windows``.
-        max_seconds: The longest sound, one window by default.
 
     Raises:
-        ExportError: The runtime cannot prepare sound this way, or the encoder takes it otherwise.
+        ExportError: The runtime cannot prepare sound this way, or the encoder takes other windows
+            than the feature extractor gives.
     """
     check_activation(config.activation_function)
     try:
@@ -124,7 +130,7 @@ def whisper_windows(
         hop_length=extractor.hop_length,
         chunk_length=extractor.chunk_length,
         states_per_token=states_per_token,
-        max_seconds=extractor.chunk_length if max_seconds is None else max_seconds,
+        max_seconds=extractor.chunk_length,
     )
     expected = (config.num_mel_bins, 2 * config.max_source_positions)
     if (windows.feature_size, windows.frames) != expected:
@@ -138,20 +144,41 @@ def whisper_windows(
     return windows
 
 
-def _missing(
-    tokenizer: PreTrainedTokenizerBase, placeholder: str, before: str | None
-) -> str | None:
-    """The token in front of a sound where the template does not write it.
+def _part_of(tokenizer: PreTrainedTokenizerBase, placeholder: str) -> Part:
+    """The type of part for which the chat template writes the placeholder.
 
     Raises:
-        ExportError: It is no special token.
+        ExportError: There is none.
     """
-    if before is None or before + placeholder in rendered(tokenizer, "audio"):
-        return None
-    special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-    if before not in special:
+    for part in get_args(Part):
+        try:
+            if rendered(tokenizer, part).count(placeholder) == 1:
+                return cast(Part, part)
+        except TemplateError:  # templates refuse parts that they do not know
+            continue
+    raise ExportError(
+        f"The chat template writes no {placeholder!r} for a sound, as a part of type "
+        f"{' or '.join(get_args(Part))}. Take the template that the model was trained with."
+    )
+
+
+def _before(tokenizer: PreTrainedTokenizerBase, prompt: str, family: AudioFamily) -> str | None:
+    """The token in front of a sound, None where there is none or the template writes it.
+
+    Raises:
+        ExportError: It is no special token, or the prompt does not begin as it has to.
+    """
+    if not prompt.startswith(family.start):
         raise ExportError(
-            f"{before!r} stands in front of sound but is no special token of the tokenizer. Mark "
-            "it as special in tokenizer.json."
+            f"Prompts of this family begin with {family.start!r}, which the chat template does not "
+            "write. Give bos_token in tokenizer_config.json."
         )
-    return before
+    special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    if family.before is None or family.before in prompt:
+        return None
+    if family.before not in special:
+        raise ExportError(
+            f"{family.before!r} stands in front of sound but is no special token of the tokenizer. "
+            "Mark it as special in tokenizer.json."
+        )
+    return family.before

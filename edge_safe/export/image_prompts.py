@@ -17,17 +17,18 @@ from edge_safe.runtime.tokens import Tokens, Trusted
 TEMPLATE_FILE = "chat_template.jinja"
 # Where checkpoints of before 2025 have it.
 OLD_TEMPLATE_FILE = "chat_template.json"
-NAMES = {"image": "a picture", "audio": "a sound"}
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Reads a checkpoint's tokenizer.
+    """Reads a checkpoint's tokenizer, always the one of the library ``tokenizers``.
 
     Raises:
         ExportError: transformers refuses it.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, mistral_format=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ExportError(f"transformers refuses the tokenizer of {folder}: {error}") from error
     return tokenizer
@@ -67,6 +68,25 @@ def placeholder_of(
     return str(token.content)
 
 
+def read_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives the tokenizer the checkpoint's chat template, wherever that stands.
+
+    Raises:
+        ExportError: There is none.
+    """
+    old = folder / OLD_TEMPLATE_FILE
+    if tokenizer.chat_template is None and old.is_file():
+        try:
+            tokenizer.chat_template = json.loads(old.read_text(encoding="utf-8"))["chat_template"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ExportError(f"{old} holds no chat_template: {error!r}.") from error
+    if not isinstance(tokenizer.chat_template, str):
+        raise ExportError(
+            f"{folder} has no chat template, so there is no place for a safety token. "
+            f"Put {TEMPLATE_FILE} beside the model."
+        )
+
+
 def whole_template(folder: Path, tokenizer: PreTrainedTokenizerBase, kind: str = "image") -> str:
     """The chat template with the token that the processor puts in front of a prompt.
 
@@ -81,17 +101,7 @@ def whole_template(folder: Path, tokenizer: PreTrainedTokenizerBase, kind: str =
     Raises:
         ExportError: There is no template, or the tokenizer adds something behind the text.
     """
-    old = folder / OLD_TEMPLATE_FILE
-    if tokenizer.chat_template is None and old.is_file():
-        try:
-            tokenizer.chat_template = json.loads(old.read_text(encoding="utf-8"))["chat_template"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ExportError(f"{old} holds no chat_template: {error!r}.") from error
-    if not isinstance(tokenizer.chat_template, str):
-        raise ExportError(
-            f"{folder} has no chat template, so there is no place for a safety token. "
-            f"Put {TEMPLATE_FILE} beside the model."
-        )
+    read_template(folder, tokenizer)
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     first, behind = whole[: len(whole) - len(plain)], whole[len(whole) - len(plain) :]
@@ -104,7 +114,7 @@ def whole_template(folder: Path, tokenizer: PreTrainedTokenizerBase, kind: str =
         tokenizer.chat_template = f"{{{{ {json.dumps(start)} }}}}{tokenizer.chat_template}"
     expected = tokenizer(before, add_special_tokens=adds)["input_ids"]
     _check_ids(folder, tokenizer, kind, expected)
-    return tokenizer.chat_template
+    return str(tokenizer.chat_template)
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, kind: str) -> str:
@@ -129,8 +139,9 @@ def _check_ids(
     pieces = Tokens(data, ()).encode([Trusted(rendered(tokenizer, kind))])
     found = [int(index) for piece in pieces for index in piece]
     if found != expected:
+        medium = "a picture" if kind == "image" else "a sound"
         raise ExportError(
-            f"The runtime would tokenize a prompt with {NAMES[kind]} otherwise than the "
+            f"The runtime would tokenize a prompt with {medium} otherwise than the "
             f"checkpoint's tokenizer: {found} instead of {expected}. Text behind a special token "
             "is probably begun without the tokenizer's leading space."
         )

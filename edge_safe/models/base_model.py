@@ -83,7 +83,8 @@ def load_base(folder: Path, dtype: torch.dtype, *, untrained: bool = False) -> B
     try:
         options = {"untrained": True} if untrained else {}
         model = _auto_class(model_type).from_pretrained(folder, dtype=dtype, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # Mistral's own package, where it is installed, would come first, without tokenizer.json.
+        tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"Cannot open the model in {folder}: {error}") from error
     model.train(False)

@@ -6,6 +6,8 @@ window into embeddings. Nothing here knows a model.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,9 @@ from edge_safe.runtime.tokens import Piece, Tokens, Trusted
 
 AUDIO_ENCODER = "audio_encoder"
 
+# Types that chat templates give to a sound.
+Part = Literal["audio", "input_audio", "audio_url"]
+
 FloatArray = NDArray[np.float32]
 
 
@@ -29,11 +34,13 @@ class AudioProcessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     Attributes:
         placeholder: What the chat template writes where a sound belongs; a special token.
+        part: Type of a sound among the parts of a message, as the chat template knows it.
         windows: From samples to what the encoder takes.
         before: What stands in front of the embeddings where the template does not write it.
     """
 
     placeholder: Marker
+    part: Part = "audio"
     windows: Windows
     before: Marker | None = None
 
@@ -43,6 +50,7 @@ class Hearing:
 
     def __init__(self, bundle: Bundle, processor: AudioProcessor) -> None:
         self.placeholder = processor.placeholder
+        self.part = processor.part
         self._bundle = bundle
         self._processor = processor
 

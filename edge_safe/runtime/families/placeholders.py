@@ -57,10 +57,10 @@ class PlaceholderFamily:
         hearing: Hearing | None,
         usable: Container[str],
     ) -> None:
-        parts = {"image": image, "audio": hearing}
-        self.placeholders: Mapping[str, str] = {
-            kind: part.placeholder for kind, part in parts.items() if part is not None
-        }
+        places = {} if image is None else {"image": image.placeholder}
+        if hearing is not None:
+            places[hearing.part] = hearing.placeholder
+        self.placeholders: Mapping[str, str] = places
         self._bundle = bundle
         self._image = image
         self._hearing = hearing
@@ -82,30 +82,30 @@ class PlaceholderFamily:
         if isinstance(images, str | bytes):
             raise MediaError("Give the pictures as a list, even a single one.")
         if audio is not None:
-            self._require("audio", "sound")
+            self._require("audio", self._hearing, "sound")
         if len(images):
-            self._require("image", "pictures")
+            self._require("image", self._image, "pictures")
         placed, rows, heard = [], 0, 0
-        processor = self._image
-        for image in images if processor is not None else ():
-            if deadline is not None:
-                deadline.check()
-            pixels = pixel_values(read_image(image), processor.pixels)
-            rows += len(pixels.values) * processor.layout.tokens
-            self._check_room(rows)
-            placed.append(self._see(pixels, processor.layout, deadline))
+        if self._image is not None:
+            for image in images:
+                if deadline is not None:
+                    deadline.check()
+                pixels = pixel_values(read_image(image), self._image.pixels)
+                rows += len(pixels.values) * self._image.layout.tokens
+                self._check_room(rows)
+                placed.append(self._see(pixels, self._image.layout, deadline))
         if audio is not None and self._hearing is not None:
             pieces, heard = self._hearing.hear(audio, rows, deadline)
-            placed.append(Placed("audio", pieces))
+            placed.append(Placed(self._hearing.part, pieces))
         return Media(placed=placed, image_tokens=rows, audio_tokens=heard)
 
-    def _require(self, kind: str, what: str) -> None:
+    def _require(self, kind: str, tower: object, what: str) -> None:
         """Makes sure that the tower of a kind of media is there and may be used.
 
         Raises:
             MediaError: It is not.
         """
-        if kind not in self.placeholders:
+        if tower is None:
             raise MediaError(f"This bundle has no tower for {what}; leave {what} out.")
         if kind not in self._usable:
             raise MediaError(
