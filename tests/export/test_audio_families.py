@@ -52,7 +52,7 @@ Turns = list[tuple[str, str | None]]
 CONVERSATIONS: dict[str, Turns] = {
     "text": [(SHED, None)],
     "one sound": [(QUESTION, "long")],
-    "a whole window": [(SHED, "window")],
+    "a whole window": [(QUESTION, "window")],
     "two turns": [(QUESTION, "short"), (SECOND, "long")],
     "a sound after words": [(SHED, None), (QUESTION, "short")],
     "words after a sound": [(QUESTION, "short"), (SHED, None)],
@@ -143,11 +143,10 @@ def test_one_sound_is_judged_and_answered_as_torch_does(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["text", "a whole window"])
-def test_verdict_and_answer_are_torch_s(
-    name: str, files: FamilyFiles, family: str, model: SafeModel, torch_model: SafetyTokenModel
+def test_words_are_judged_and_answered_as_torch_does(
+    files: FamilyFiles, family: str, model: SafeModel, torch_model: SafetyTokenModel
 ) -> None:
-    check_one_turn(name, files, family, model, torch_model)
+    check_one_turn("text", files, family, model, torch_model)
 
 
 def check_one_turn(
@@ -183,12 +182,25 @@ def test_family_in_another_shape(family: str, tmp_path: Path) -> None:
     files = FamilyFiles(checkpoint, tmp_path / "bundle")
     model = SafeModel.load(files.bundle, threads=1, policy=ALLOW)
     torch_model = SafetyTokenModel.from_pretrained(checkpoint)
-    turns = LONG["three windows"]
+    check_verdict("three windows", files, family, model, torch_model)
+
+
+@pytest.mark.slow
+def test_a_whole_window_is_judged_as_torch_does(
+    files: FamilyFiles, family: str, model: SafeModel, torch_model: SafetyTokenModel
+) -> None:
+    check_verdict("a whole window", files, family, model, torch_model)
+
+
+def check_verdict(
+    case: str, files: FamilyFiles, family: str, model: SafeModel, torch_model: SafetyTokenModel
+) -> None:
+    """The verdict alone: many random embeddings leave random models one word to say."""
+    turns = (CONVERSATIONS | LONG)[case]
     inputs = hugging_face_inputs(files, family, turns, [])
     logits = torch_model.assess(**inputs).readout.verdict_logits[0]
-    # The verdict alone: hundreds of random embeddings leave random models one word to say.
     expected = float(logits[0] - logits[1])
-    assert log_odds(model, sound("three windows")) == pytest.approx(expected, abs=1e-4)
+    assert log_odds(model, sound(turns[0][1])) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.slow
