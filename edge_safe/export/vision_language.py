@@ -77,7 +77,7 @@ def open_vision(folder: Path, family: VisionFamily) -> Opened:
     )
     template = whole_template(folder, tokenizer)
     model = load_base(folder, torch.float32).model
-    tensor = _of_language(tensors_of(model), family.language)
+    tensor = of_language(tensors_of(model), family.language)
     return Opened(
         spec=spec,
         tensor=text.tensors(tensor, spec),
@@ -90,7 +90,7 @@ def open_vision(folder: Path, family: VisionFamily) -> Opened:
     )
 
 
-def _of_language(tensor: TensorSource, prefix: str) -> TensorSource:
+def of_language(tensor: TensorSource, prefix: str) -> TensorSource:
     """The text model's weights by the names they have in a text-only checkpoint."""
 
     def named(name: str) -> FloatArray:

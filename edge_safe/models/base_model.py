@@ -20,11 +20,16 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from edge_safe.errors import CheckpointError
 
@@ -75,16 +80,25 @@ def load_base(folder: Path, dtype: torch.dtype, *, untrained: bool = False) -> B
     own = f"edge_safe.models.{model_type}"
     if model_type.isidentifier() and importlib.util.find_spec(own) is not None:
         importlib.import_module(own)
-    text_only = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    kind = AutoModelForCausalLM if text_only else AutoModelForImageTextToText
     try:
         options = {"untrained": True} if untrained else {}
-        model = kind.from_pretrained(folder, dtype=dtype, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = _auto_class(model_type).from_pretrained(folder, dtype=dtype, **options)
+        # Mistral's own package, where it is installed, would come first, without tokenizer.json.
+        tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"Cannot open the model in {folder}: {error}") from error
     model.train(False)
     return BaseModel(model.requires_grad_(False), tokenizer)
+
+
+def _auto_class(model_type: str) -> Any:
+    """The Auto class that opens a model type with its lm_head."""
+    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForCausalLM
+    sees = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if model_type in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES and not sees:
+        return AutoModelForMultimodalLM
+    return AutoModelForImageTextToText
 
 
 def text_layers(model: PreTrainedModel) -> int:

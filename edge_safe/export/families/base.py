@@ -17,6 +17,11 @@ has to give
   (``towers.vision_transformer``, ``towers.modules``), and ``features(model, pixel_values)``, what
   torch makes of the same.
 
+An audio-language family is an ``AudioFamily`` (``audio_language``) and ``open_checkpoint``: its
+``describe`` gives the ``Windows`` of ``runtime.audio_windows``, its ``tower`` the graph
+``audio_encoder`` (``towers.audio_encoder``, two functions likewise), and its row of tests stands in
+``tests/export/audio_families.py``.
+
 ``runtime.families.placeholders`` serves the bundle; no file there, unless a family needs more than
 features at the template's places. ``tests/export/vision_families.py`` takes one row for its tiny
 checkpoint, and every test of vision-language families runs on it.
