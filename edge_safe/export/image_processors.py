@@ -20,6 +20,7 @@ from edge_safe.runtime.image_steps import (
     Resize,
     ResizeLongestEdge,
     ResizeShortestEdge,
+    SplitIntoGrid,
     SplitIntoTiles,
     Step,
 )
@@ -97,6 +98,28 @@ def tiles_and_whole(processor: Any, side: int) -> Pixels:
     else:
         steps.append(Resize(side, side, resample))
     return _pixels(processor, steps)
+
+
+def grid_and_thumbnail(processor: Any, side: int) -> Pixels:
+    """Steps of InternVL's processor (GOT-OCR 2's): a grid of tiles and the whole picture.
+
+    ``InternVLProcessor`` cuts pictures up whatever the image processor's own file says.
+
+    Raises:
+        ExportError: It does something else, or its tiles are not the tower's.
+    """
+    resample = _resample(processor)
+    size = _lengths(processor.size)
+    if not processor.do_resize or set(size) != {"height", "width"}:
+        raise _unknown(processor, "do_resize with size", size)
+    if size != {"height": side, "width": side}:
+        raise ExportError(
+            f"The image processor makes tiles of {size}; the vision tower takes {side} x {side}."
+        )
+    least, most = int(processor.min_patches), int(processor.max_patches)
+    if not 1 <= least <= most:
+        raise _unknown(processor, "min_patches and max_patches", (least, most))
+    return _pixels(processor, [SplitIntoGrid(side, least, most, resample)])
 
 
 def _pixels(processor: Any, steps: list[Step]) -> Pixels:

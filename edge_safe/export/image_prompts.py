@@ -31,6 +31,21 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def marker_of(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    """A marker around pictures, by the name of the tokenizer's attribute.
+
+    Raises:
+        ExportError: The tokenizer has no such token.
+    """
+    marker = getattr(tokenizer, name, None)
+    if not isinstance(marker, str) or not marker:
+        raise ExportError(
+            f"The tokenizer names no {name}, which stands beside pictures. Name it under "
+            "extra_special_tokens in tokenizer_config.json."
+        )
+    return marker
+
+
 def placeholder_of(tokenizer: PreTrainedTokenizerBase, token_id: int, layout: Layout) -> str:
     """The placeholder, after a look at it and the markers.
 

@@ -79,7 +79,35 @@ class SplitIntoTiles(_Step, frozen=True, tag="split_into_tiles"):
     resample: Resample
 
 
-Step = Resize | ResizeShortestEdge | ResizeLongestEdge | PadToSquare | CenterCrop | SplitIntoTiles
+class SplitIntoGrid(_Step, frozen=True, tag="split_into_grid"):
+    """Tiles of size x size, row by row, and the whole picture squeezed to that size as the last.
+
+    The picture is stretched to the grid whose proportions are nearest to its own; of grids that
+    are equally near, to the larger one if the picture has more than half of its pixels. A grid of
+    one tile is the whole picture.
+
+    Attributes:
+        size: Side of a tile.
+        least: Tiles of a grid.
+        most: Likewise.
+        resample: For the grid and for the whole picture.
+    """
+
+    size: Side
+    least: Annotated[int, Meta(ge=1, le=64)]
+    most: Annotated[int, Meta(ge=1, le=64)]
+    resample: Resample
+
+
+Step = (
+    Resize
+    | ResizeShortestEdge
+    | ResizeLongestEdge
+    | PadToSquare
+    | CenterCrop
+    | SplitIntoTiles
+    | SplitIntoGrid
+)
 
 
 class Pixels(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -155,6 +183,8 @@ def _apply(step: Step, tiles: Tiles) -> Tiles:
     match step:
         case SplitIntoTiles():
             return _split(tiles.images[-1], step)
+        case SplitIntoGrid():
+            return _split_grid(tiles.images[-1], step)
         case Resize():
             images = [_resize(t, step.height, step.width, step.resample) for t in tiles.images]
         case ResizeShortestEdge():
@@ -249,9 +279,41 @@ def _split(image: ByteImage, step: SplitIntoTiles) -> Tiles:
     rows, columns = height // size, width // size
     if rows == columns == 1:
         return Tiles((image,))
-    tiles = [
+    whole = _resize(image, size, size, step.resample)
+    return Tiles((*_cut(image, rows, columns, size), whole), rows, columns)
+
+
+def _split_grid(image: ByteImage, step: SplitIntoGrid) -> Tiles:
+    rows, columns = _nearest_grid(image.shape[0], image.shape[1], step)
+    size = step.size
+    stretched = _resize(image, rows * size, columns * size, step.resample)
+    if rows == columns == 1:
+        return Tiles((stretched,))
+    whole = _resize(image, size, size, step.resample)
+    return Tiles((*_cut(stretched, rows, columns, size), whole), rows, columns)
+
+
+def _nearest_grid(height: int, width: int, step: SplitIntoGrid) -> tuple[int, int]:
+    """Rows and columns of the grid that a picture is stretched to."""
+    grids = [
+        (rows, columns)
+        for columns in range(1, step.most + 1)
+        for rows in range(1, step.most + 1)
+        if step.least <= rows * columns <= step.most
+    ]
+    best, least = (1, 1), math.inf
+    for rows, columns in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        difference = abs(width / height - columns / rows)
+        large = height * width > 0.5 * step.size**2 * rows * columns
+        if difference < least or (difference == least and large):
+            best, least = (rows, columns), difference
+    return best
+
+
+def _cut(image: ByteImage, rows: int, columns: int, size: int) -> list[ByteImage]:
+    """Tiles of size x size, row by row."""
+    return [
         image[row * size : (row + 1) * size, column * size : (column + 1) * size]
         for row in range(rows)
         for column in range(columns)
     ]
-    return Tiles((*tiles, _resize(image, size, size, step.resample)), rows, columns)

@@ -51,7 +51,21 @@ class TileRows(_Layout, frozen=True, tag="tile_rows"):
     whole: Marker
 
 
-Layout = Plain | TileRows
+class Enclosed(_Layout, frozen=True, tag="enclosed"):
+    """The features of all tiles, one tile after the other, between two markers.
+
+    Attributes:
+        tokens: Features of a tile.
+        before: Stands before the first tile.
+        after: Stands behind the last one.
+    """
+
+    tokens: Count
+    before: Marker
+    after: Marker
+
+
+Layout = Plain | TileRows | Enclosed
 
 
 def markers(layout: Layout) -> list[str]:
@@ -61,6 +75,9 @@ def markers(layout: Layout) -> list[str]:
             places = range(1, MARKED + 1)
             rows = [f"<row_{row}_col_{column}>" for row in places for column in places]
             return [layout.around, layout.whole, *rows]
+        case Enclosed():
+            # White space beside a marker is plain text.
+            return [layout.before.strip(), layout.after.strip()]
         case Plain():
             return []
 
@@ -70,6 +87,9 @@ def lay_out(layout: Layout, pixels: PixelValues, features: FloatArray) -> list[P
     match layout:
         case Plain():
             return [np.concatenate(list(features))]
+        case Enclosed():
+            joined = np.concatenate(list(features))
+            return [Trusted(layout.before), joined, Trusted(layout.after)]
         case TileRows():
             return _tile_rows(layout, pixels, features)
 

@@ -16,17 +16,25 @@ import pytest
 from PIL import Image
 from transformers.image_utils import load_image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from edge_safe.errors import ExportError
-from edge_safe.export.image_processors import one_square, read_image_processor, tiles_and_whole
+from edge_safe.export.image_processors import (
+    grid_and_thumbnail,
+    one_square,
+    read_image_processor,
+    tiles_and_whole,
+)
 from edge_safe.runtime.image_io import read_image
 from edge_safe.runtime.image_steps import Pixels, pixel_values
 
 LLAVA = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+
+TILE = {"height": 448, "width": 448}
 
 
 def smolvlm(**changes: Any) -> Any:
@@ -45,6 +53,12 @@ PROCESSORS: dict[str, tuple[Callable[[], Any], Callable[[Any, int], Pixels], int
         384,
     ),
     "idefics3": (Idefics3ImageProcessorPil, tiles_and_whole, 364),
+    "internvl": (partial(GotOcr2ImageProcessorPil, size=TILE), grid_and_thumbnail, 448),
+    "internvl with few tiles": (
+        partial(GotOcr2ImageProcessorPil, size=TILE, min_patches=2, max_patches=4),
+        grid_and_thumbnail,
+        448,
+    ),
     "smolvlm": (smolvlm, tiles_and_whole, 512),
     "smolvlm whole": (partial(smolvlm, do_image_splitting=False), tiles_and_whole, 512),
 }
@@ -85,11 +99,14 @@ def check(image: Any, expected: Any, name: str) -> None:
     make, convert, side = PROCESSORS[name]
     processor = make()
     found = pixel_values(read_image(image), convert(processor, side))
-    options = {"return_row_col_info": True} if convert is tiles_and_whole else {}
+    rows = convert is tiles_and_whole
+    # As InternVLProcessor asks for.
+    grid = {"crop_to_patches": True} if convert is grid_and_thumbnail else {}
+    options = {"return_row_col_info": True} if rows else grid
     golden = processor([expected], return_tensors="np", **options)
     values = golden["pixel_values"].reshape(-1, *golden["pixel_values"].shape[-3:])
     np.testing.assert_array_equal(found.values, values)
-    if options:
+    if rows:
         assert (found.rows, found.columns) == (golden["rows"][0][0], golden["cols"][0][0])
     assert found.values.dtype == np.float32
     assert found.values.shape[2:] == (side, side)

@@ -53,7 +53,14 @@ CONVERSATIONS: dict[str, Turns] = {
 }
 
 
-@pytest.fixture(scope="module", params=list(VISION_FAMILIES))
+# Every test runs on these with each commit; of the others a first look does.
+QUICK = ("idefics3", "llava", "smolvlm")
+OTHERS = [name for name in VISION_FAMILIES if name not in QUICK]
+
+
+@pytest.fixture(
+    scope="module", params=[*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)]
+)
 def family(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -161,6 +168,17 @@ def test_verdict_and_answer_are_torch_s(
     check_reply(reply, torch_model, ids, pixels_of(inputs))
     image_id = torch_model.model.config.image_token_id
     assert (reply.usage.prompt_tokens, reply.usage.image_tokens) == (len(ids), ids.count(image_id))
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_first_look_at_a_family(family: str, tmp_path: Path) -> None:
+    checkpoint = write_vision_family(tmp_path / "checkpoint", family)
+    assert export_bundle(checkpoint, tmp_path / "bundle", precision="fp32").parity.passed
+    model = SafeModel.load(tmp_path / "bundle", threads=1, policy=ALLOW)
+    processor = hugging_face_processor(checkpoint, family)
+    test_verdict_and_answer_are_torch_s(
+        "one image", model, processor, SafetyTokenModel.from_pretrained(checkpoint)
+    )
 
 
 def test_second_turn_of_a_chat_is_torch_s_of_all_of_it(
@@ -337,7 +355,9 @@ def shaped_inputs(checkpoint: Path, family: str, torch_model: SafetyTokenModel) 
         processor.num_additional_image_tokens = int(
             config.vision_config.model_type == "clip_vision_model"
         )
-    else:
+    elif family == "internvl":
+        processor.image_seq_length = int(4 * config.downsample_ratio) ** 2
+    elif family == "idefics3":
         processor.image_seq_len = 16 // config.scale_factor**2
     return hugging_face_inputs(processor, CONVERSATIONS["one image"], [])
 
@@ -385,6 +405,19 @@ REFUSED: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
         ),
         "'dynamic'",
     ),
+    "features with the class embedding's": (
+        "internvl",
+        lambda c: c.update(vision_feature_select_strategy="full"),
+        "'full'.*'default'",
+    ),
+    "several layers": ("internvl", lambda c: c.update(vision_feature_layer=[-1, 0]), "one number"),
+    "oblong tiles": (
+        "internvl",
+        lambda c: c["vision_config"].update(image_size=[28, 56]),
+        "28 x 56.*squares",
+    ),
+    "uneven downsampling": ("internvl", lambda c: c.update(downsample_ratio=0.3), "0.3"),
+    "patches of a tile": ("internvl", lambda c: c.update(downsample_ratio=1 / 3), "4 x 4 patches"),
     "patches": ("idefics3", lambda c: c.update(scale_factor=3), "4 x 4 patches.*scale_factor 3"),
     "tiles": (
         "smolvlm",

@@ -14,16 +14,21 @@ from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
@@ -59,10 +64,24 @@ SMOLVLM_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
+# As InternVL 3's: pictures in front of the words, each on a line of its own.
+INTERNVL_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{{ '<|safe|>' }}{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
 
 @dataclass(frozen=True)
 class Tiny:
-    """One family: how its model is made, its special tokens, its template and its processor."""
+    """One family: how its model is made, its special tokens, its template and its processor.
+
+    ``first`` is what its tokenizer puts in front of a text; ``named`` are special tokens by the
+    names the processor has for them.
+    """
 
     make: Callable[..., PreTrainedModel]
     special: tuple[str, ...]
@@ -70,6 +89,7 @@ class Tiny:
     image_processor: Callable[[], Any]
     processor: Callable[[Any, Any], Any]
     first: str | None = None
+    named: tuple[tuple[str, str], ...] = ()
 
 
 def sizes(special: tuple[str, ...]) -> dict[str, Any]:
@@ -92,6 +112,15 @@ def llava(**changes: Any) -> PreTrainedModel:
         "image_token_index": VOCABULARY,
     }
     return LlavaForConditionalGeneration(LlavaConfig(**own | changes))
+
+
+INTERNVL_SPECIAL = ("<IMG_CONTEXT>", "<img>", "</img>", "<video>")
+INTERNVL_NAMED = (
+    ("context_image_token", "<IMG_CONTEXT>"),
+    ("start_image_token", "<img>"),
+    ("end_image_token", "</img>"),
+    ("video_token", "<video>"),
+)
 
 
 def idefics3(**changes: Any) -> PreTrainedModel:
@@ -119,6 +148,20 @@ def smolvlm(**changes: Any) -> PreTrainedModel:
     return SmolVLMForConditionalGeneration(SmolVLMConfig(**own | changes))
 
 
+INTERN_VISION = CLIP | {"image_size": (28, 28), "patch_size": (7, 7), "attention_bias": True}
+
+
+def internvl(**changes: Any) -> PreTrainedModel:
+    """Tiles of 28 pixels become 4 features each; biases, no norms of queries and keys."""
+    own = {
+        "vision_config": INTERN_VISION,
+        "text_config": Qwen2Config(**sizes(INTERNVL_SPECIAL)),
+        "image_token_id": VOCABULARY,
+        "tie_word_embeddings": False,
+    }
+    return InternVLForConditionalGeneration(InternVLConfig(**own | changes))
+
+
 def llava_processor(images: Any, tokenizer: Any) -> Any:
     return LlavaProcessor(
         images,
@@ -137,6 +180,21 @@ def idefics_processor(images: Any, tokenizer: Any) -> Any:
     )
 
 
+class InternVLPictures(InternVLProcessor):
+    """InternVL's processor without its part for videos, which needs a package of its own."""
+
+    def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
+        if name == "video_processor":
+            return None
+        return super().check_argument_for_proper_class(name, argument)
+
+
+def internvl_processor(images: Any, tokenizer: Any) -> Any:
+    return InternVLPictures(
+        images, tokenizer, image_seq_length=4, chat_template=tokenizer.chat_template
+    )
+
+
 TILES = {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 32}}
 SQUARE = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
 VISION_FAMILIES: dict[str, Tiny] = {
@@ -146,6 +204,14 @@ VISION_FAMILIES: dict[str, Tiny] = {
         SMOLVLM_TEMPLATE,
         lambda: Idefics3ImageProcessorPil(**TILES),
         idefics_processor,
+    ),
+    "internvl": Tiny(
+        internvl,
+        INTERNVL_SPECIAL,
+        INTERNVL_TEMPLATE,
+        lambda: GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}, max_patches=6),
+        internvl_processor,
+        named=INTERNVL_NAMED,
     ),
     "llava": Tiny(
         llava,
@@ -182,6 +248,26 @@ OTHERWISE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"text_config": Qwen2Config(**sizes(LLAVA_SPECIAL)), "multimodal_projector_bias": False},
         {"do_pad": True},
     ),
+    "internvl with other norms": (
+        "internvl",
+        {
+            "vision_config": INTERN_VISION
+            | {"norm_type": "rms_norm", "use_qk_norm": True, "use_mean_pooling": False},
+            "text_config": LlamaConfig(**sizes(INTERNVL_SPECIAL)),
+        },
+        {},
+    ),
+    "internvl from an earlier layer": (
+        "internvl",
+        {
+            "vision_config": INTERN_VISION | {"use_absolute_position_embeddings": False},
+            "vision_feature_layer": -2,
+            "downsample_ratio": 0.25,
+            "text_config": Qwen3Config(**sizes(INTERNVL_SPECIAL), head_dim=32),
+            "projector_hidden_act": "gelu_pytorch_tanh",
+        },
+        {},
+    ),
     "idefics3 without tiles": ("idefics3", {"scale_factor": 4}, {"do_image_splitting": False}),
 }
 
@@ -209,6 +295,10 @@ def write_vision_family(
     if pictures:
         path = folder / "preprocessor_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | pictures))
+    if tiny.named:
+        path = folder / "tokenizer_config.json"
+        named = {"model_specific_special_tokens": dict(tiny.named)}
+        path.write_text(json.dumps(json.loads(path.read_text()) | named))
     if tiny.first is not None:
         add_first_token(folder, tiny.first)
     return folder
