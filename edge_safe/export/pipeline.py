@@ -134,7 +134,13 @@ def export_bundle(
         copy_tokenizer(source, opened.tokenizer, folder)
         for name, data in opened.files.items():
             (folder / name).write_bytes(data)
-        reference = Reference(opened.language, plan.module, plan.final, plan.exit_layer)
+        reference = Reference(
+            opened.language,
+            plan.module,
+            plan.final,
+            plan.exit_layer,
+            opened.spec.bidirectional,
+        )
         parity = _compare(folder, opened, plan, reference, row, clock)
 
         manifest = schema.Manifest(
@@ -352,6 +358,7 @@ def _model_info(opened: Opened) -> schema.ModelInfo:
         context_length=spec.context_length,
         eos_token_ids=[int(index) for index in ids],
         pad_token_id=int(ids[0] if pad is None else pad),
+        bidirectional=spec.bidirectional,
     )
 
 

@@ -27,6 +27,7 @@ from edge_safe.models.base_model import load_base
 from edge_safe.runtime.families.placeholders import ImageProcessor
 from edge_safe.runtime.image_steps import Pixels
 from edge_safe.runtime.image_tokens import Layout
+from edge_safe.runtime.manifest import Bidirectional
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,13 @@ class Pictures:
     Attributes:
         pixels: From a picture to pixel values.
         layout: What stands in a picture's place in the prompt.
+        placeholder: Id of what the template writes there; None for the configuration's
+            ``image_token_id``.
     """
 
     pixels: Pixels
     layout: Layout
+    placeholder: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +55,13 @@ class VisionFamily:
             ``ExportError`` what cannot be exported.
         language: Where the text model's weights are, ``model.language_model.`` say.
         tower: Makes ``vision_encoder`` of the torch model, ``towers.squares`` say.
+        bidirectional: Which positions of the language model see each other.
     """
 
     describe: Callable[[Any, Path], Pictures]
     language: str
     tower: Callable[[Any, Pictures], Tower]
+    bidirectional: Bidirectional = "none"
 
 
 def open_vision(folder: Path, family: VisionFamily) -> Opened:
@@ -67,11 +73,16 @@ def open_vision(folder: Path, family: VisionFamily) -> Opened:
     """
     config = read_config(folder)
     text = text_family(config.text_config.model_type)
-    spec = replace(text.spec_of(config.text_config), tied=bool(config.tie_word_embeddings))
+    spec = replace(
+        text.spec_of(config.text_config),
+        tied=bool(config.tie_word_embeddings),
+        bidirectional=family.bidirectional,
+    )
     pictures = family.describe(config, folder)
     tokenizer = read_tokenizer(folder)
+    token = config.image_token_id if pictures.placeholder is None else pictures.placeholder
     processor = ImageProcessor(
-        placeholder=placeholder_of(tokenizer, config.image_token_id, pictures.layout),
+        placeholder=placeholder_of(tokenizer, token, pictures.layout),
         pixels=pictures.pixels,
         layout=pictures.layout,
     )

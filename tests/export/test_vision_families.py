@@ -108,6 +108,14 @@ def pixels_of(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name.startswith("pixel")}
 
 
+def types_of(torch_model: SafetyTokenModel, ids: list[int]) -> dict[str, Any]:
+    """What tells transformers which positions see each other."""
+    config: Any = torch_model.model.config
+    if config.model_type == "gemma3":
+        return {"token_type_ids": (torch.tensor([ids]) == config.image_token_id).long()}
+    return {}
+
+
 def bundle_ids(model: SafeModel, turns: Turns, answers: list[str], image_id: int) -> list[int]:
     """The ids of the bundle's prompt, with the placeholder where a picture's features stand."""
     requests = model._requests
@@ -139,11 +147,14 @@ def check_reply(
 ) -> list[int]:
     """Log-odds within 1e-4 of torch's, the same text; returns the answer's ids without the end."""
     tokenizer: Any = torch_model.tokenizer
-    readout = torch_model.assess(input_ids=torch.tensor([ids]), **pixels).readout
+    readout = torch_model.assess(
+        input_ids=torch.tensor([ids]), **types_of(torch_model, ids), **pixels
+    ).readout
     unsafe, safe = readout.verdict_logits[0]
     answer = torch_model.model.generate(
         input_ids=torch.tensor([[*ids, SAFE_ID]]),
         attention_mask=torch.ones(1, len(ids) + 1, dtype=torch.int64),
+        **types_of(torch_model, [*ids, SAFE_ID]),
         **pixels,
         max_new_tokens=TOKENS,
         do_sample=False,

@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3Processor,
+    Gemma3TextConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
@@ -28,13 +32,14 @@ from transformers import (
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from tests.conftest import VOCABULARY, write_checkpoint
-from tests.export.families import EXIT_LAYER, SIZES
+from tests.export.families import EXIT_LAYER, FULL, SIZES, SLIDING, WINDOW
 
 IMAGE = "<image>"
 TILE_MARKERS = tuple(f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4))
@@ -74,6 +79,17 @@ INTERNVL_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+# As Gemma 3's, whose template writes the first marker of a picture.
+GEMMA3_TEMPLATE = (
+    "{{ '<|endoftext|>' }}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{{ '<|safe|>' }}{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<start_of_image>' }}{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+)
+
 
 @dataclass(frozen=True)
 class Tiny:
@@ -98,6 +114,7 @@ def sizes(special: tuple[str, ...]) -> dict[str, Any]:
 
 CLIP = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 CLIP |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 7}
+SIGLIP = CLIP | {"hidden_act": "gelu_pytorch_tanh"}
 LLAVA_SPECIAL = (IMAGE,)
 IDEFICS_SPECIAL = (
     IMAGE, "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *TILE_MARKERS,
@@ -162,6 +179,39 @@ def internvl(**changes: Any) -> PreTrainedModel:
     return InternVLForConditionalGeneration(InternVLConfig(**own | changes))
 
 
+GEMMA3_SPECIAL = ("<image_soft_token>", "<start_of_image>", "<end_of_image>")
+GEMMA3_NAMED = (
+    ("image_token", "<image_soft_token>"),
+    ("boi_token", "<start_of_image>"),
+    ("eoi_token", "<end_of_image>"),
+)
+GEMMA3_TEXT = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": WINDOW,
+    "layer_types": [SLIDING, FULL, SLIDING, FULL],
+    "rope_parameters": {
+        FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+        SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+
+
+def gemma3(**changes: Any) -> PreTrainedModel:
+    """A picture has 16 features, more than a window holds; the rows of the embedding are small."""
+    own = {
+        "vision_config": SiglipVisionConfig(**SIGLIP | {"image_size": 32, "patch_size": 4}),
+        "text_config": Gemma3TextConfig(**sizes(GEMMA3_SPECIAL) | GEMMA3_TEXT),
+        "image_token_index": VOCABULARY,
+        "boi_token_index": VOCABULARY + 1,
+        "eoi_token_index": VOCABULARY + 2,
+        "mm_tokens_per_image": 16,
+    }
+    model = Gemma3ForConditionalGeneration(Gemma3Config(**own | changes))
+    model.get_input_embeddings().weight.data *= 0.2
+    return model
+
+
 def llava_processor(images: Any, tokenizer: Any) -> Any:
     return LlavaProcessor(
         images,
@@ -195,9 +245,23 @@ def internvl_processor(images: Any, tokenizer: Any) -> Any:
     )
 
 
+def gemma3_processor(images: Any, tokenizer: Any) -> Any:
+    return Gemma3Processor(
+        images, tokenizer, image_seq_length=16, chat_template=tokenizer.chat_template
+    )
+
+
 TILES = {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 32}}
 SQUARE = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
 VISION_FAMILIES: dict[str, Tiny] = {
+    "gemma3": Tiny(
+        gemma3,
+        GEMMA3_SPECIAL,
+        GEMMA3_TEMPLATE,
+        lambda: Gemma3ImageProcessorPil(size={"height": 32, "width": 32}),
+        gemma3_processor,
+        named=GEMMA3_NAMED,
+    ),
     "idefics3": Tiny(
         idefics3,
         IDEFICS_SPECIAL,
@@ -231,7 +295,6 @@ VISION_FAMILIES: dict[str, Tiny] = {
 }
 
 # Other shapes of the same families, and what has to be told to the image processor of each.
-SIGLIP = CLIP | {"hidden_act": "gelu_pytorch_tanh"}
 OTHERWISE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llava with siglip, several layers": (
         "llava",

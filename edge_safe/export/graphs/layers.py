@@ -14,11 +14,10 @@ from edge_safe.export.graphs.spec import (
     LayerAttention,
     TensorSource,
 )
+from edge_safe.export.graphs.spans import HIDDEN, Heads, Places, over_spans
 from edge_safe.export.graphs.store import Stored, WeightStore
 from edge_safe.export.quantization import MatrixFormat
-
-# A score at which a position counts nothing. Finite: a row of nothing else stays a number.
-HIDDEN = -3.0e38
+from edge_safe.runtime.prefill import ATTENTION_END
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +63,7 @@ class Common:
         total: int32 scalar, columns of the mask.
         position_ids: (B, S) int64.
         ropes: The tables, in the order of the decoder's rotary embeddings.
+        ends: (B, S) int64 last place that each position sees, None where that is its own.
     """
 
     lengths: str
@@ -71,6 +71,7 @@ class Common:
     total: str
     position_ids: str
     ropes: tuple[RopeTables, ...]
+    ends: str | None = None
 
 
 def store_layer(
@@ -118,10 +119,13 @@ def store_layer(
     )
 
 
-def common_inputs(g: GraphBuilder, ropes: tuple[RopeTables, ...]) -> Common:
+def common_inputs(
+    g: GraphBuilder, ropes: tuple[RopeTables, ...], *, spans: bool = False
+) -> Common:
     """Declares attention_mask and position_ids and derives what GroupQueryAttention wants.
 
-    The mask is right-padded, so the sum of a row is its length.
+    The mask is right-padded, so the sum of a row is its length. With spans there is also
+    attention_end, the last place that each position sees.
     """
     mask = g.input("attention_mask", INT64, ["batch", "total"])
     positions = g.input("position_ids", INT64, ["batch", "sequence"])
@@ -135,6 +139,7 @@ def common_inputs(g: GraphBuilder, ropes: tuple[RopeTables, ...]) -> Common:
         total=g.op("Cast", [total], scope="mask/total", to=INT32),
         position_ids=positions,
         ropes=ropes,
+        ends=g.input(ATTENTION_END, INT64, ["batch", "sequence"]) if spans else None,
     )
 
 
@@ -187,6 +192,8 @@ def attention(
     query = [packed, "", ""]
     if weights.query_norm is not None and weights.key_norm is not None:
         query = _normed_heads(g, spec, packed, weights.query_norm, weights.key_norm, name)
+    elif common.ends is not None:
+        query = _split_heads(g, spec, packed, name)
     kind = spec.attention_of(index)
     inputs = [*query, *past, common.last_key, common.total, *_rotary(g, kind, common)]
     window = {}
@@ -196,7 +203,7 @@ def attention(
         window["local_window_size"] = kind.window
         inputs.append(_window_bias(g, common, kind.window))
     scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
-    return g.contrib(
+    out = g.contrib(
         "GroupQueryAttention",
         inputs,
         scope=name,
@@ -207,6 +214,19 @@ def attention(
         rotary_interleaved=0,
         scale=float(scale),
         **window,
+    )
+    if common.ends is None:
+        return out
+    return over_spans(
+        g,
+        Heads(spec.heads, spec.kv_heads, spec.head_dim, float(scale)),
+        out,
+        query[0],
+        present,
+        _rotary(g, kind, common)[:2],
+        Places(*_places(g, common), common.ends, common.lengths, common.position_ids),
+        kind.window,
+        name,
     )
 
 
@@ -223,30 +243,42 @@ def _rotary(g: GraphBuilder, kind: LayerAttention, common: Common) -> list[str]:
 
 
 def _window_bias(g: GraphBuilder, common: Common, window: int) -> str:
-    """What hides keys outside a window, (B, 1, S, total): 0 or ``HIDDEN``; layers share it.
-
-    Keys are counted as GroupQueryAttention does, by their place in the cache: the new positions
-    of a row end at its length, unless the row is shorter than they are (padding, no past).
-    """
+    """What hides keys outside a window, (B, 1, S, total): 0 or ``HIDDEN``; layers share it."""
     scope = f"window.{window}"
 
     def bias() -> str:
-        size = g.op("Shape", [common.position_ids], scope=f"{scope}/size", start=1, end=2)
-        start = g.op("Sub", [common.lengths, size], scope=f"{scope}/start")
-        start = g.op("Max", [start, g.constant(0)], scope=f"{scope}/start")
-        start = g.op("Unsqueeze", [start, g.constant([1, 2])], scope=f"{scope}/start")
-        count = g.op("Squeeze", [size], scope=f"{scope}/size")
-        steps = g.op("Range", [g.constant(0), count, g.constant(1)], scope=f"{scope}/steps")
-        steps = g.op("Unsqueeze", [steps, g.constant([1])], scope=f"{scope}/steps")
-        query = g.op("Add", [start, steps], scope=f"{scope}/query")
-        total = g.op("Cast", [common.total], scope=f"{scope}/total", to=INT64)
-        key = g.op("Range", [g.constant(0), total, g.constant(1)], scope=f"{scope}/key")
+        query, key = _places(g, common)
+        query = g.op("Unsqueeze", [query, g.constant([2])], scope=f"{scope}/query")
         distance = g.op("Sub", [query, key], scope=f"{scope}/distance")
         far = g.op("GreaterOrEqual", [distance, g.constant(window)], scope=f"{scope}/far")
         hidden = g.op("Where", [far, g.floats(HIDDEN), g.floats(0.0)], scope=scope)
         return g.op("Unsqueeze", [hidden, g.constant([1])], scope=scope)
 
     return g.once(scope, bias)
+
+
+def _places(g: GraphBuilder, common: Common) -> tuple[str, str]:
+    """Places in the cache of new positions (B, S) and of keys (total,); layers share them.
+
+    They are counted as GroupQueryAttention does: the new positions of a row end at its length,
+    unless the row is shorter than they are (padding, no past).
+    """
+
+    def query() -> str:
+        scope = "places/query"
+        size = g.op("Shape", [common.position_ids], scope=scope, start=1, end=2)
+        start = g.op("Sub", [common.lengths, size], scope=scope)
+        start = g.op("Max", [start, g.constant(0)], scope=scope)
+        start = g.op("Unsqueeze", [start, g.constant([1])], scope=scope)
+        count = g.op("Squeeze", [size], scope=scope)
+        steps = g.op("Range", [g.constant(0), count, g.constant(1)], scope=scope)
+        return g.op("Add", [start, steps], scope=scope)
+
+    def key() -> str:
+        total = g.op("Cast", [common.total], scope="places/key", to=INT64)
+        return g.op("Range", [g.constant(0), total, g.constant(1)], scope="places/key")
+
+    return g.once("places/query", query), g.once("places/key", key)
 
 
 def mlp(g: GraphBuilder, x: str, weights: LayerWeights, index: int, activation: Activation) -> str:
@@ -276,19 +308,21 @@ def _normed_heads(
 ) -> list[str]:
     """Splits packed projections and normalizes queries and keys head by head."""
     widths = [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim]
-    parts = [f"{name}/split/{part}" for part in ("query", "key", "value")]
-    g.op(
-        "Split",
-        [packed, g.constant([*widths, widths[1]])],
-        scope=name,
-        outputs=parts,
-        axis=-1,
-    )
+    parts = _split_heads(g, spec, packed, name)
     for slot, weight in enumerate((query, key)):
         scope = f"{name}.{('query', 'key')[slot]}_norm"
         split = g.op("Reshape", [parts[slot], g.constant([0, 0, -1, spec.head_dim])], scope=scope)
         normed = norm(g, split, weight, scope, spec.eps)
         parts[slot] = g.op("Reshape", [normed, g.constant([0, 0, widths[slot]])], scope=scope)
+    return parts
+
+
+def _split_heads(g: GraphBuilder, spec: DecoderSpec, packed: str, name: str) -> list[str]:
+    """Packed projections as queries, keys and values."""
+    parts = [f"{name}/split/{part}" for part in ("query", "key", "value")]
+    query, key = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    widths = g.constant([query, key, key])
+    g.op("Split", [packed, widths], scope=name, outputs=parts, axis=-1)
     return parts
 
 
