@@ -16,7 +16,7 @@ import torch
 
 from edge_safe.export.decoder_config import read_config, tensors_of, text_family
 from edge_safe.export.families.base import Opened, Tower
-from edge_safe.export.graphs.spec import FloatArray, TensorSource
+from edge_safe.export.graphs.spec import DecoderSpec, FloatArray, TensorSource
 from edge_safe.export.image_prompts import (
     TEMPLATE_FILE,
     placeholder_of,
@@ -27,7 +27,6 @@ from edge_safe.models.base_model import load_base
 from edge_safe.runtime.families.placeholders import ImageProcessor
 from edge_safe.runtime.image_steps import Pixels
 from edge_safe.runtime.image_tokens import Layout
-from edge_safe.runtime.manifest import Bidirectional
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +54,16 @@ class VisionFamily:
             ``ExportError`` what cannot be exported.
         language: Where the text model's weights are, ``model.language_model.`` say.
         tower: Makes ``vision_encoder`` of the torch model, ``towers.squares`` say.
-        bidirectional: Which positions of the language model see each other.
+        adapt: What the language model does otherwise than alone, ``bidirectional`` say.
+        one_turn: The chat template for checkpoints without one, of a family whose prompts have
+            no turns and whose processor adds no first token; None for all others.
     """
 
     describe: Callable[[Any, Path], Pictures]
     language: str
     tower: Callable[[Any, Pictures], Tower]
-    bidirectional: Bidirectional = "none"
+    adapt: Callable[[DecoderSpec], DecoderSpec] = lambda spec: spec
+    one_turn: str | None = None
 
 
 def open_vision(folder: Path, family: VisionFamily) -> Opened:
@@ -73,11 +75,7 @@ def open_vision(folder: Path, family: VisionFamily) -> Opened:
     """
     config = read_config(folder)
     text = text_family(config.text_config.model_type)
-    spec = replace(
-        text.spec_of(config.text_config),
-        tied=bool(config.tie_word_embeddings),
-        bidirectional=family.bidirectional,
-    )
+    spec = replace(text.spec_of(config.text_config), tied=bool(config.tie_word_embeddings))
     pictures = family.describe(config, folder)
     tokenizer = read_tokenizer(folder)
     token = config.image_token_id if pictures.placeholder is None else pictures.placeholder
@@ -86,11 +84,11 @@ def open_vision(folder: Path, family: VisionFamily) -> Opened:
         pixels=pictures.pixels,
         layout=pictures.layout,
     )
-    template = whole_template(folder, tokenizer)
+    template = whole_template(folder, tokenizer, family.one_turn)
     model = load_base(folder, torch.float32).model
     tensor = _of_language(tensors_of(model), family.language)
     return Opened(
-        spec=spec,
+        spec=family.adapt(spec),
         tensor=text.tensors(tensor, spec),
         language=model,
         tokenizer=tokenizer,

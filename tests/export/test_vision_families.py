@@ -26,6 +26,7 @@ from tests.conftest import END_ID, SAFE_ID, UNSAFE_ID
 from tests.export.conftest import FamilyFiles
 from tests.export.test_image_processors import noise
 from tests.export.vision_families import (
+    LLAVA_TEMPLATE,
     OTHERWISE,
     VISION_FAMILIES,
     hugging_face_processor,
@@ -55,6 +56,8 @@ CONVERSATIONS: dict[str, Turns] = {
 
 # Every test runs on these with each commit; of the others a first look does.
 QUICK = ("idefics3", "llava", "smolvlm")
+# Its prompts are one turn: all of their positions see each other.
+ONE_TURN = "paligemma"
 OTHERS = [name for name in VISION_FAMILIES if name not in QUICK]
 
 
@@ -113,6 +116,8 @@ def types_of(torch_model: SafetyTokenModel, ids: list[int]) -> dict[str, Any]:
     config: Any = torch_model.model.config
     if config.model_type == "gemma3":
         return {"token_type_ids": (torch.tensor([ids]) == config.image_token_id).long()}
+    if config.model_type == "paligemma":
+        return {"token_type_ids": (torch.tensor([ids]) == SAFE_ID).long()}
     return {}
 
 
@@ -133,11 +138,15 @@ def bundle_ids(model: SafeModel, turns: Turns, answers: list[str], image_id: int
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_ids_are_those_of_the_processor(
-    name: str, model: SafeModel, processor: Any, torch_model: SafetyTokenModel
+    name: str, family: str, model: SafeModel, processor: Any, torch_model: SafetyTokenModel
 ) -> None:
     turns, answers = CONVERSATIONS[name], ["The shop opens at nine."]
-    expected = hugging_face_inputs(processor, turns, answers)["input_ids"][0].tolist()
     image_id = torch_model.model.config.image_token_id
+    if family == ONE_TURN and len(turns) > 1:
+        with pytest.raises(PromptError, match="one prompt: no turns"):
+            bundle_ids(model, turns, answers, image_id)
+        return
+    expected = hugging_face_inputs(processor, turns, answers)["input_ids"][0].tolist()
     assert bundle_ids(model, turns, answers, image_id) == expected
     assert (image_id in expected) == any(names for _, names in turns)
 
@@ -193,7 +202,7 @@ def test_first_look_at_a_family(family: str, tmp_path: Path) -> None:
 
 
 def test_second_turn_of_a_chat_is_torch_s_of_all_of_it(
-    model: SafeModel, processor: Any, torch_model: SafetyTokenModel
+    family: str, model: SafeModel, processor: Any, torch_model: SafetyTokenModel
 ) -> None:
     turns = CONVERSATIONS["two turns"]
     chat = model.chat()
@@ -201,6 +210,13 @@ def test_second_turn_of_a_chat_is_torch_s_of_all_of_it(
     ids = inputs["input_ids"][0].tolist()
     first = chat.send(QUESTION, images=[PICTURES["small"]], max_tokens=TOKENS)
     answer = check_reply(first, torch_model, ids, pixels_of(inputs))
+    if family == ONE_TURN:
+        with pytest.raises(PromptError, match="one prompt: no turns"):
+            chat.send(SECOND, images=[PICTURES["wide"]])
+        chat.reset()
+        again = chat.send(QUESTION, images=[PICTURES["small"]], max_tokens=TOKENS)
+        assert again.text == first.text
+        return
     # What stands behind an answer does not depend on it, as a special token ends it.
     whole = hugging_face_inputs(processor, turns, ["Nine."])
     marked = whole["input_ids"][0].tolist()
@@ -484,4 +500,12 @@ def test_a_tokenizer_that_the_runtime_cannot_follow_is_refused(tmp_path: Path) -
     }
     path.write_text(json.dumps(document))
     with pytest.raises(ExportError, match="tokenize a prompt with a picture otherwise"):
+        find_family(checkpoint)[1](checkpoint)
+
+
+def test_several_turns_are_refused_where_a_prompt_sees_itself(tmp_path: Path) -> None:
+    checkpoint = write_vision_family(tmp_path / "checkpoint", ONE_TURN)
+    (checkpoint / "chat_template.jinja").write_text(LLAVA_TEMPLATE)
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ExportError, match="accepts several turns"):
         find_family(checkpoint)[1](checkpoint)

@@ -15,6 +15,7 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3Processor,
     Gemma3TextConfig,
+    GemmaConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
@@ -25,6 +26,9 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
@@ -36,6 +40,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from tests.conftest import VOCABULARY, write_checkpoint
@@ -101,7 +106,7 @@ class Tiny:
 
     make: Callable[..., PreTrainedModel]
     special: tuple[str, ...]
-    template: str
+    template: str | None
     image_processor: Callable[[], Any]
     processor: Callable[[Any, Any], Any]
     first: str | None = None
@@ -212,6 +217,22 @@ def gemma3(**changes: Any) -> PreTrainedModel:
     return model
 
 
+def paligemma(**changes: Any) -> PreTrainedModel:
+    """A picture has 16 features; the rows of the embedding are small."""
+    text = sizes(LLAVA_SPECIAL) | {"head_dim": 32, "num_key_value_heads": 1}
+    own = {
+        "vision_config": SiglipVisionConfig(**SIGLIP),
+        "text_config": GemmaConfig(**text),
+        "image_token_index": VOCABULARY,
+        "projection_dim": 64,
+        # Tied, and with so much of a picture in front, it would repeat one word.
+        "tie_word_embeddings": False,
+    }
+    model = PaliGemmaForConditionalGeneration(PaliGemmaConfig(**own | changes))
+    model.get_input_embeddings().weight.data *= 0.2
+    return model
+
+
 def llava_processor(images: Any, tokenizer: Any) -> Any:
     return LlavaProcessor(
         images,
@@ -251,6 +272,29 @@ def gemma3_processor(images: Any, tokenizer: Any) -> Any:
     )
 
 
+class PaliGemmaChat(PaliGemmaProcessor):
+    """The processor for messages: pictures, then words; without pictures what is left of both."""
+
+    def apply_chat_template(self, messages: Any, **_: Any) -> Any:
+        (message,) = messages
+        pictures = [p["image"] for p in message["content"] if p["type"] == "image"]
+        (text,) = [p["text"] for p in message["content"] if p["type"] == "text"]
+        if pictures:
+            return self(
+                images=[pictures], text="<image>" * len(pictures) + text, return_tensors="pt"
+            )
+        return self.tokenizer(
+            f"{self.tokenizer.bos_token}{text}\n", add_special_tokens=False, return_tensors="pt"
+        )
+
+
+def paligemma_processor(images: Any, tokenizer: Any) -> Any:
+    images.image_seq_length = 16
+    # Tokens for places and shapes are no part of the tiny vocabulary.
+    tokenizer.add_tokens = lambda tokens: None
+    return PaliGemmaChat(images, tokenizer)
+
+
 TILES = {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 32}}
 SQUARE = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
 VISION_FAMILIES: dict[str, Tiny] = {
@@ -284,6 +328,15 @@ VISION_FAMILIES: dict[str, Tiny] = {
         lambda: LlavaImageProcessorPil(**SQUARE),
         llava_processor,
         first="<|endoftext|>",
+    ),
+    "paligemma": Tiny(
+        paligemma,
+        LLAVA_SPECIAL,
+        None,
+        lambda: SiglipImageProcessorPil(size={"height": 28, "width": 28}),
+        paligemma_processor,
+        first="<|endoftext|>",
+        named=(("image_token", IMAGE),),
     ),
     "smolvlm": Tiny(
         smolvlm,

@@ -5,6 +5,7 @@ The positions of one picture see each other, in layers with a window those withi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from edge_safe.errors import ExportError
 from edge_safe.export.families.base import Opened, Tower
+from edge_safe.export.graphs.spec import DecoderSpec
 from edge_safe.export.image_processors import one_square, read_image_processor
 from edge_safe.export.image_prompts import marker_of, read_tokenizer
 from edge_safe.export.towers.modules import Layers
@@ -55,6 +57,10 @@ def _describe(config: Any, folder: Path) -> Pictures:
     )
 
 
+def _sees_its_picture(spec: DecoderSpec) -> DecoderSpec:
+    return replace(spec, bidirectional="image")
+
+
 def _emit(model: Any, layers: Layers, x: str) -> str:
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     (x,) = square_states(layers, x, tower, [tower.config.num_hidden_layers])
@@ -89,4 +95,4 @@ def _tower(model: Any, pictures: Pictures) -> Tower:
     return square_tower(model, side, pictures.layout.tokens, width, _emit, _features)
 
 
-FAMILY = VisionFamily(_describe, "model.language_model.", _tower, bidirectional="image")
+FAMILY = VisionFamily(_describe, "model.language_model.", _tower, adapt=_sees_its_picture)
