@@ -120,7 +120,6 @@ class LanguageGraphs:
             Cache(tuple(presents), gate_cache),
         )
 
-
     def _ends(self, mask: Array, places: Array, span: Span | None) -> Array:
         """(B, S) last place that each new position sees."""
         ends = places.copy()

@@ -36,12 +36,14 @@ class Pictures:
     Attributes:
         pixels: From a picture to pixel values.
         layout: What stands in a picture's place in the prompt.
+        pixels_of_several: The same for a turn with more than one picture, where it differs.
         placeholder: Id of what the template writes there; None for the configuration's
             ``image_token_id``.
     """
 
     pixels: Pixels
     layout: Layout
+    pixels_of_several: Pixels | None = None
     placeholder: int | None = None
 
 
@@ -83,6 +85,7 @@ def open_vision(folder: Path, family: VisionFamily) -> Opened:
         placeholder=placeholder_of(tokenizer, token, pictures.layout),
         pixels=pictures.pixels,
         layout=pictures.layout,
+        pixels_of_several=pictures.pixels_of_several,
     )
     template = whole_template(folder, tokenizer, family.one_turn)
     model = load_base(folder, torch.float32).model

@@ -175,9 +175,7 @@ def run_decoder(
     return {k: output.hidden_states[k] for k in layers}, output.last_hidden_state
 
 
-def _token_types(
-    model: nn.Module, input_ids: Tensor, prompts: Sequence[int]
-) -> dict[str, Tensor]:
+def _token_types(model: nn.Module, input_ids: Tensor, prompts: Sequence[int]) -> dict[str, Tensor]:
     """What a model whose prompt's positions see each other has to be told.
 
     PaliGemma: 0 in the prompt, 1 behind it (arXiv 2407.07726).

@@ -17,7 +17,6 @@ from edge_safe.errors import CheckpointError
 from edge_safe.models.safety_file import SAFETY_JSON, SafetyFile, write_safety
 from edge_safe.models.safety_head import SafetyModule
 
-
 # What a model needs for pictures and sound, and training leaves as it is.
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 

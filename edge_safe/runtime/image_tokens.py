@@ -7,12 +7,14 @@ placeholder once per feature.
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import Annotated
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 
+from edge_safe.runtime.any_resolution import map_size, pack
 from edge_safe.runtime.image_steps import FloatArray, PixelValues
 from edge_safe.runtime.tokens import Piece, Trusted
 
@@ -65,7 +67,19 @@ class Enclosed(_Layout, frozen=True, tag="enclosed"):
     after: Marker
 
 
-Layout = Plain | TileRows | Enclosed
+class AnyResolution(_Layout, frozen=True, tag="any_resolution"):
+    """The whole picture's features, then those of its tiles as the lines of one map.
+
+    Attributes:
+        tokens: Features of a tile; the graph gives the line break as one more.
+        most: Tiles whose features a map may have; a larger map is made smaller.
+    """
+
+    tokens: Count
+    most: Annotated[int, Meta(ge=1, le=64)]
+
+
+Layout = Plain | TileRows | Enclosed | AnyResolution
 
 
 def markers(layout: Layout) -> list[str]:
@@ -78,8 +92,23 @@ def markers(layout: Layout) -> list[str]:
         case Enclosed():
             # White space beside a marker is plain text.
             return [layout.before.strip(), layout.after.strip()]
-        case Plain():
+        case Plain() | AnyResolution():
             return []
+
+
+def rows_of_tile(layout: Layout) -> int:
+    """What the graph gives for one tile."""
+    return layout.tokens + isinstance(layout, AnyResolution)
+
+
+def count_features(layout: Layout, pixels: PixelValues) -> int:
+    """Features that a picture takes in the prompt, its markers not counted."""
+    if not isinstance(layout, AnyResolution):
+        return len(pixels.values) * layout.tokens
+    if not pixels.rows:
+        return layout.tokens + 1
+    _, (rows, columns) = map_size(pixels, isqrt(layout.tokens), layout.most)
+    return layout.tokens + rows * (columns + 1)
 
 
 def lay_out(layout: Layout, pixels: PixelValues, features: FloatArray) -> list[Piece]:
@@ -92,6 +121,8 @@ def lay_out(layout: Layout, pixels: PixelValues, features: FloatArray) -> list[P
             return [Trusted(layout.before), joined, Trusted(layout.after)]
         case TileRows():
             return _tile_rows(layout, pixels, features)
+        case AnyResolution():
+            return [pack(pixels, features, layout.most)]
 
 
 def _tile_rows(layout: TileRows, pixels: PixelValues, features: FloatArray) -> list[Piece]:

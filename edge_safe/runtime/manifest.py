@@ -6,7 +6,7 @@ It knows the shape of the file and where paths may lead. It opens nothing but th
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Literal, Any
+from typing import Any, Literal
 
 import msgspec
 

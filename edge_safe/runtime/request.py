@@ -17,8 +17,8 @@ from edge_safe.runtime.calibration import Modality, way_in
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.engine import Engine, Judged, State, failed
 from edge_safe.runtime.families.base import Family
-from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.manifest import Bidirectional
+from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.policy import Policy
 from edge_safe.runtime.prefill import Span
 from edge_safe.runtime.prompt import Message, PromptBuilder, positions, token_ids

@@ -25,11 +25,15 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionProcessor,
     LlavaProcessor,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
     PreTrainedModel,
+    ProcessorMixin,
     Qwen2Config,
     Qwen3Config,
     SiglipVisionConfig,
@@ -40,6 +44,9 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -93,6 +100,15 @@ GEMMA3_TEMPLATE = (
     "{% if part['type'] == 'image' %}{{ '<start_of_image>' }}{% else %}{{ part['text'] }}"
     "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+)
+
+# As LLaVA-OneVision's: pictures behind the role, the words on a line of their own.
+ONEVISION_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
+    "{{ '\n' }}{% if message['role'] == 'assistant' %}{{ '<|safe|>' }}{% endif %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "<|im_end|>{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
@@ -217,6 +233,24 @@ def gemma3(**changes: Any) -> PreTrainedModel:
     return model
 
 
+ONEVISION_SPECIAL = (IMAGE, "<video>")
+# Height and width of the grids, in pixels; tiles of 28.
+PINPOINTS = [[28 * r, 28 * c] for r, c in ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (3, 1), (3, 3))]
+
+
+def llava_onevision(**changes: Any) -> PreTrainedModel:
+    """Tiles of 28 pixels become 16 features each; maps of more than 2 tiles are made smaller."""
+    own = {
+        "vision_config": SiglipVisionConfig(**SIGLIP),
+        "text_config": Qwen2Config(**sizes(ONEVISION_SPECIAL)),
+        "image_token_index": VOCABULARY,
+        "video_token_index": VOCABULARY + 1,
+        "image_grid_pinpoints": PINPOINTS,
+        "vision_aspect_ratio": "anyres_max_2",
+    }
+    return LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig(**own | changes))
+
+
 def paligemma(**changes: Any) -> PreTrainedModel:
     """A picture has 16 features; the rows of the embedding are small."""
     text = sizes(LLAVA_SPECIAL) | {"head_dim": 32, "num_key_value_heads": 1}
@@ -251,13 +285,17 @@ def idefics_processor(images: Any, tokenizer: Any) -> Any:
     )
 
 
-class InternVLPictures(InternVLProcessor):
-    """InternVL's processor without its part for videos, which needs a package of its own."""
+class PicturesOnly(ProcessorMixin):
+    """A processor without its part for videos, which needs a package of its own."""
 
     def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
         if name == "video_processor":
             return None
         return super().check_argument_for_proper_class(name, argument)
+
+
+class InternVLPictures(PicturesOnly, InternVLProcessor):
+    pass
 
 
 def internvl_processor(images: Any, tokenizer: Any) -> Any:
@@ -295,6 +333,40 @@ def paligemma_processor(images: Any, tokenizer: Any) -> Any:
     return PaliGemmaChat(images, tokenizer)
 
 
+class TurnImages(LlavaOnevisionImageProcessorPil):
+    """Told of the pictures in each turn, takes each turn for a conversation of its own.
+
+    transformers pads every picture of a conversation with several, whichever turn it is in.
+    """
+
+    turns: tuple[int, ...] = ()
+
+    def preprocess(self, images: Any, **options: Any) -> Any:
+        if len(self.turns) > 1:
+            rest = [image for conversation in images for image in conversation]
+            images = [[rest.pop(0) for _ in range(count)] for count in self.turns]
+        return super().preprocess(images, **options)
+
+
+class OneVisionPictures(PicturesOnly, LlavaOnevisionProcessor):
+    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
+        counts = [sum(p["type"] == "image" for p in m["content"]) for m in messages]
+        self.image_processor.turns = tuple(filter(None, counts))
+        return super().apply_chat_template(messages, **options)
+
+
+def onevision_processor(images: Any, tokenizer: Any) -> Any:
+    images.__class__ = TurnImages
+    return OneVisionPictures(
+        images,
+        tokenizer,
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_2",
+        chat_template=tokenizer.chat_template,
+    )
+
+
 TILES = {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 32}}
 SQUARE = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
 VISION_FAMILIES: dict[str, Tiny] = {
@@ -328,6 +400,15 @@ VISION_FAMILIES: dict[str, Tiny] = {
         lambda: LlavaImageProcessorPil(**SQUARE),
         llava_processor,
         first="<|endoftext|>",
+    ),
+    "llava_onevision": Tiny(
+        llava_onevision,
+        ONEVISION_SPECIAL,
+        ONEVISION_TEMPLATE,
+        lambda: LlavaOnevisionImageProcessorPil(
+            size={"height": 28, "width": 28}, image_grid_pinpoints=PINPOINTS
+        ),
+        onevision_processor,
     ),
     "paligemma": Tiny(
         paligemma,
@@ -381,6 +462,25 @@ OTHERWISE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "downsample_ratio": 0.25,
             "text_config": Qwen3Config(**sizes(INTERNVL_SPECIAL), head_dim=32),
             "projector_hidden_act": "gelu_pytorch_tanh",
+        },
+        {},
+    ),
+    "gemma3 with few features, untied": (
+        "gemma3",
+        {
+            "mm_tokens_per_image": 4,
+            "tie_word_embeddings": False,
+        },
+        {},
+    ),
+    "llava_onevision with clip and maps as they are": (
+        "llava_onevision",
+        {
+            "vision_config": CLIPVisionConfig(**CLIP),
+            "vision_feature_select_strategy": "default",
+            "vision_feature_layer": [-2, 1],
+            "vision_aspect_ratio": "anyres_max_9",
+            "text_config": LlamaConfig(**sizes(ONEVISION_SPECIAL)),
         },
         {},
     ),

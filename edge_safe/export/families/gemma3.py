@@ -34,6 +34,11 @@ def open_checkpoint(folder: Path) -> Opened:
 def _describe(config: Any, folder: Path) -> Pictures:
     vision = config.vision_config
     check_vision(vision, TOWERS)
+    if config.text_config.final_logit_softcapping is not None:
+        raise ExportError(
+            f"final_logit_softcapping is {config.text_config.final_logit_softcapping}, which "
+            "transformers leaves out of this family; it has to be null."
+        )
     patches, tokens = vision.image_size // vision.patch_size, config.mm_tokens_per_image
     side = isqrt(tokens)
     if side**2 != tokens or patches % side:
@@ -70,7 +75,7 @@ def _emit(model: Any, layers: Layers, x: str) -> str:
     # Gemma stores what is added to 1.
     x = layers.rms_norm(x, 1.0 + norm.weight, norm.eps, "projector.norm")
     weight = projector.mm_input_projection_weight
-    linear = nn.Linear(*weight.shape, bias=False)
+    linear = nn.Linear(weight.shape[0], weight.shape[1], bias=False)
     linear.weight = nn.Parameter(weight.T, requires_grad=False)
     return layers.linear(x, linear, "projector")
 

@@ -1,4 +1,4 @@
-"""InternVL 2.5 to 3.5 (``model_type: internvl``): tiles of a grid and a thumbnail through InternViT.
+"""InternVL (``model_type: internvl``): tiles of a grid and a thumbnail through InternViT.
 
 InternViT scales what each part of a layer adds; patches are shuffled into channels as in Idefics 3.
 """
@@ -81,7 +81,7 @@ def _factor(config: Any) -> int:
             f"downsample_ratio is {config.downsample_ratio}; one divided by a whole number is "
             "needed."
         )
-    return factor
+    return int(factor)
 
 
 def _depth(config: Any) -> int:
@@ -96,7 +96,7 @@ def _depth(config: Any) -> int:
             f"vision_feature_layer is {wanted}; one number is needed, and the vision tower has "
             f"{count - 1} layers."
         )
-    return wanted % count
+    return int(wanted % count)
 
 
 def _emit(model: Any, layers: Layers, x: str) -> str:

@@ -8,13 +8,13 @@ import numpy as np
 
 from edge_safe.export.graphs.builder import FLOAT, INT32, INT64, GraphBuilder
 from edge_safe.export.graphs.matrices import Matrix, linear, store_linear
+from edge_safe.export.graphs.spans import HIDDEN, Heads, Places, over_spans
 from edge_safe.export.graphs.spec import (
     Activation,
     DecoderSpec,
     LayerAttention,
     TensorSource,
 )
-from edge_safe.export.graphs.spans import HIDDEN, Heads, Places, over_spans
 from edge_safe.export.graphs.store import Stored, WeightStore
 from edge_safe.export.quantization import MatrixFormat
 from edge_safe.runtime.prefill import ATTENTION_END
@@ -119,9 +119,7 @@ def store_layer(
     )
 
 
-def common_inputs(
-    g: GraphBuilder, ropes: tuple[RopeTables, ...], *, spans: bool = False
-) -> Common:
+def common_inputs(g: GraphBuilder, ropes: tuple[RopeTables, ...], *, spans: bool = False) -> Common:
     """Declares attention_mask and position_ids and derives what GroupQueryAttention wants.
 
     The mask is right-padded, so the sum of a row is its length. With spans there is also

@@ -100,7 +100,9 @@ def over_spans(
         share = g.op("Softmax", [score], scope=scope, axis=-1)
         mixed = g.op("MatMul", [share, values], scope=scope)
         mixed = g.op("Transpose", [mixed], scope=scope, perm=[0, 3, 1, 2, 4])
-        return [g.op("Reshape", [mixed, g.constant([0, 0, heads.query * heads.width])], scope=scope)]
+        return [
+            g.op("Reshape", [mixed, g.constant([0, 0, heads.query * heads.width])], scope=scope)
+        ]
 
     def as_it_is() -> list[str]:
         return [g.op("Identity", [causal], scope=scope)]

@@ -18,7 +18,14 @@ from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.families.base import Media, Placed
 from edge_safe.runtime.image_io import read_image
 from edge_safe.runtime.image_steps import FloatArray, Pixels, PixelValues, pixel_values
-from edge_safe.runtime.image_tokens import Layout, Marker, lay_out, markers
+from edge_safe.runtime.image_tokens import (
+    Layout,
+    Marker,
+    count_features,
+    lay_out,
+    markers,
+    rows_of_tile,
+)
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.tokens import Tokens
 
@@ -31,12 +38,14 @@ class ImageProcessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     Attributes:
         placeholder: What the chat template writes where a picture belongs; a special token.
         pixels: From the picture to pixel values.
+        pixels_of_several: The same for a turn with more than one picture, where it differs.
         layout: What stands in the place of the placeholder.
     """
 
     placeholder: Marker
     pixels: Pixels
     layout: Layout
+    pixels_of_several: Pixels | None = None
 
 
 class Processors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,11 +86,14 @@ class PlaceholderFamily:
                 "pictures. Use a bundle where it is, or ask in words."
             )
         placed, rows = [], 0
+        steps = self._image.pixels
+        if len(images) > 1:
+            steps = self._image.pixels_of_several or steps
         for image in images:
             if deadline is not None:
                 deadline.check()
-            pixels = pixel_values(read_image(image), self._image.pixels)
-            rows += len(pixels.values) * self._image.layout.tokens
+            pixels = pixel_values(read_image(image), steps)
+            rows += count_features(self._image.layout, pixels)
             self._check_room(rows)
             placed.append(self._see(pixels, deadline))
         return Media(placed=placed, image_tokens=rows)
@@ -107,7 +119,7 @@ class PlaceholderFamily:
         layout = self._image.layout
         width = self._bundle.manifest.model.hidden_size
         features: FloatArray = np.asarray(found, np.float32)
-        expected = (len(pixels.values), layout.tokens, width)
+        expected = (len(pixels.values), rows_of_tile(layout), width)
         if features.shape != expected:
             raise GateError(f"{VISION_ENCODER} gave features of {features.shape}, not {expected}")
         if not np.isfinite(features).all():
