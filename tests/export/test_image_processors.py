@@ -81,6 +81,10 @@ PROCESSORS: dict[str, tuple[Callable[[], Any], Callable[[Any, int], Pixels], int
 }
 
 
+# Steps that other rows have as well.
+SLOW = ("gemma3", "internvl with few tiles", "llava_onevision of several")
+
+
 def noise(height: int, width: int, *channels: int) -> np.ndarray:
     """Large smooth patches with noise on them."""
     random = np.random.default_rng(height * width)
@@ -136,7 +140,9 @@ def check(image: Any, expected: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("picture", PICTURES)
-@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PROCESSORS]
+)
 def test_pixel_values_are_transformers(name: str, picture: str) -> None:
     image = PICTURES[picture]()
     check(image, image, name)
