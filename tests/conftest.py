@@ -17,6 +17,8 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|safe|>", "<|unsafe|
 SAFE_ID, UNSAFE_ID, END_ID = 3, 4, 2
 # Words of the tokenizer, the special ones among them.
 VOCABULARY = 420
+# In the names of modules that see or hear.
+TOWERS = ("vision", "visual", "audio")
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -88,7 +90,7 @@ def write_checkpoint(
     make: Callable[[], PreTrainedModel],
     layers: tuple[int, ...] = (1, 2),
     *,
-    template: str = TEMPLATE,
+    template: str | None = TEMPLATE,
     special: tuple[str, ...] = (),
 ) -> None:
     """Writes a random model with the tiny tokenizer and random heads; the last one is the gate.
@@ -135,7 +137,7 @@ def round_layers(model: PreTrainedModel) -> None:
     """Puts the layers' weights on 4-bit lattices, so that an int4 bundle of them is accepted.
 
     Random weights say much more than 4 bits hold; those of trained 4-bit files, pebble's too, lie
-    on such lattices already.
+    on such lattices already. Towers stay as they are, some are too narrow for a block.
     """
     import torch
 
@@ -144,8 +146,8 @@ def round_layers(model: PreTrainedModel) -> None:
     from edge_safe.export.rounding import round_matrix
 
     for name, module in model.named_modules():
-        in_decoder = "layers" in name and "vision" not in name
-        if isinstance(module, torch.nn.Linear) and in_decoder:
+        in_tower = any(tower in name for tower in TOWERS)
+        if isinstance(module, torch.nn.Linear) and "layers" in name and not in_tower:
             weight = module.weight.detach().numpy()
             rounded = lattice_matrix(round_matrix(weight, INT4), weight.shape[1])
             module.weight.data = torch.from_numpy(rounded)

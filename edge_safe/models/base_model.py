@@ -20,11 +20,16 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from edge_safe.errors import CheckpointError
 
@@ -75,16 +80,25 @@ def load_base(folder: Path, dtype: torch.dtype, *, untrained: bool = False) -> B
     own = f"edge_safe.models.{model_type}"
     if model_type.isidentifier() and importlib.util.find_spec(own) is not None:
         importlib.import_module(own)
-    text_only = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    kind = AutoModelForCausalLM if text_only else AutoModelForImageTextToText
     try:
         options = {"untrained": True} if untrained else {}
-        model = kind.from_pretrained(folder, dtype=dtype, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = _auto_class(model_type).from_pretrained(folder, dtype=dtype, **options)
+        # Mistral's own package, where it is installed, would come first, without tokenizer.json.
+        tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"Cannot open the model in {folder}: {error}") from error
     model.train(False)
     return BaseModel(model.requires_grad_(False), tokenizer)
+
+
+def _auto_class(model_type: str) -> Any:
+    """The Auto class that opens a model type with its lm_head."""
+    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForCausalLM
+    sees = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if model_type in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES and not sees:
+        return AutoModelForMultimodalLM
+    return AutoModelForImageTextToText
 
 
 def text_layers(model: PreTrainedModel) -> int:
@@ -126,13 +140,28 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     raise CheckpointError(f"{type(model).__name__} has no list of {count} decoder layers.")
 
 
-def run(model: nn.Module, layers: Sequence[int], input_ids: Tensor, mask: Tensor) -> PromptStates:
-    """Runs right-padded ids (B, T) with their mask (B, T) once."""
+def run(
+    model: nn.Module,
+    layers: Sequence[int],
+    input_ids: Tensor,
+    mask: Tensor,
+    prompts: Sequence[int],
+) -> PromptStates:
+    """Runs right-padded ids (B, T) with their mask (B, T) once.
+
+    Args:
+        model: The model.
+        layers: Depths to read.
+        input_ids: Prompts, with what follows them.
+        mask: True at positions that are no padding.
+        prompts: (B,) lengths of the prompts.
+    """
     output = model(
         input_ids=input_ids,
         attention_mask=mask.long(),
         output_hidden_states=True,
         use_cache=False,
+        **token_types(model, input_ids, prompts),
     )
     states = output.hidden_states
     return PromptStates({k: states[k] for k in layers}, states[-1], output.logits)
@@ -147,14 +176,29 @@ def run_decoder(
         By depth k, the (B, T, d) states entering layer k; and the (B, T, d) normalized states at
         full depth.
     """
-    decoder: nn.Module = cast(Any, model).get_decoder()
+    types = token_types(model, input_ids, [input_ids.shape[1]] * len(input_ids))
+    # Only the model around the decoder knows of prompts that see themselves.
+    decoder: nn.Module = cast(Any, model).model if types else cast(Any, model).get_decoder()
     output = decoder(
         input_ids=input_ids,
         attention_mask=mask.long(),
         output_hidden_states=True,
         use_cache=False,
+        **types,
     )
     return {k: output.hidden_states[k] for k in layers}, output.last_hidden_state
+
+
+def token_types(model: nn.Module, input_ids: Tensor, prompts: Sequence[int]) -> dict[str, Tensor]:
+    """What a model whose prompt's positions see each other has to be told.
+
+    PaliGemma: 0 in the prompt, 1 behind it (arXiv 2407.07726).
+    """
+    if cast(Any, model).config.model_type != "paligemma":
+        return {}
+    steps = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    lengths = torch.tensor(list(prompts), device=input_ids.device)[:, None]
+    return {"token_type_ids": (steps >= lengths).long()}
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -30,23 +30,24 @@ _SINC_ZEROS = 32
 INSTALL = "Install edge-safe[audio] for other formats, or convert it to PCM WAV."
 
 
-def read_audio(source: AudioInput) -> NDArray[np.float32]:
+def read_audio(source: AudioInput, max_seconds: float = MAX_SECONDS) -> NDArray[np.float32]:
     """Reads a sound.
 
     Args:
         source: A path, the bytes of a file, or float32 samples (n,) or (n, channels) with their
             rate in Hz.
+        max_seconds: The longest sound that is accepted.
 
     Returns:
         (n,) float32 at 16 kHz, mono, in [-1, 1] for PCM files.
 
     Raises:
-        MediaError: It is missing, empty, longer than 30 s, damaged, or of an unknown format.
+        MediaError: It is missing, empty, too long, damaged, or of an unknown format.
     """
     if isinstance(source, tuple):
-        samples, rate = _check_samples(source)
+        samples, rate = _check_samples(source, max_seconds)
     else:
-        samples, rate = _decode(source)
+        samples, rate = _decode(source, max_seconds)
     if samples.ndim == 2:
         samples = samples.mean(axis=1)
     if not np.isfinite(samples).all():
@@ -66,31 +67,31 @@ def resample(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     return out
 
 
-def _check_samples(pair: tuple[object, ...]) -> tuple[NDArray[np.float32], int]:
+def _check_samples(pair: tuple[object, ...], max_seconds: float) -> tuple[NDArray[np.float32], int]:
     """Checks samples that were given directly."""
     samples, rate = pair if len(pair) == 2 else (None, None)
     if not isinstance(samples, np.ndarray) or samples.dtype.kind != "f" or samples.ndim > 2:
         raise MediaError("Give a sound as a pair of float32 samples (n,) or (n, channels) and Hz.")
     if not isinstance(rate, int | np.integer):
         raise MediaError(f"The sample rate is {rate!r}; give a whole number of Hz.")
-    _check_length(len(samples), int(rate), "the sound")
+    _check_length(len(samples), int(rate), "the sound", max_seconds)
     return samples.astype(np.float32), int(rate)
 
 
-def _check_length(frames: int, rate: int, name: str) -> None:
+def _check_length(frames: int, rate: int, name: str, max_seconds: float) -> None:
     """Turns away what is empty or too long."""
     if not _MIN_RATE <= rate <= _MAX_RATE:
         raise MediaError(f"{name} has a sample rate of {rate} Hz, which is not usable.")
     if frames < 1:
         raise MediaError(f"{name} has no samples.")
     seconds = frames / rate
-    if seconds > MAX_SECONDS:
+    if seconds > max_seconds:
         raise MediaError(
-            f"{name} lasts {seconds:.0f} s; at most {MAX_SECONDS:.0f} s are accepted. Cut it."
+            f"{name} lasts {seconds:.0f} s; at most {max_seconds:.0f} s are accepted. Cut it."
         )
 
 
-def _decode(source: object) -> tuple[NDArray[np.float32], int]:
+def _decode(source: object, max_seconds: float) -> tuple[NDArray[np.float32], int]:
     """Samples (n, channels) and rate of a file."""
     if not isinstance(source, bytes | str | PathLike):
         raise MediaError(
@@ -113,31 +114,33 @@ def _decode(source: object) -> tuple[NDArray[np.float32], int]:
     try:
         import soundfile
     except (ImportError, OSError):  # OSError: the wheel is there, its libsndfile is not
-        return _decode_wave(source, name)
+        return _decode_wave(source, name, max_seconds)
     stream = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     try:
         with soundfile.SoundFile(stream) as file:
-            _check_length(file.frames, file.samplerate, name)
+            _check_length(file.frames, file.samplerate, name, max_seconds)
             samples: NDArray[np.float32] = file.read(dtype="float32", always_2d=True)
             rate = int(file.samplerate)
     except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:
         raise MediaError(f"{name} is not a sound file that can be read: {error}") from error
-    _check_length(len(samples), rate, name)
+    _check_length(len(samples), rate, name, max_seconds)
     return samples, rate
 
 
-def _decode_wave(source: bytes | str | PathLike[str], name: str) -> tuple[NDArray[np.float32], int]:
+def _decode_wave(
+    source: bytes | str | PathLike[str], name: str, max_seconds: float
+) -> tuple[NDArray[np.float32], int]:
     """Reads PCM WAV with the standard library."""
     try:
         with _open(source) as stream, wave.open(stream) as file:
             rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
-            _check_length(file.getnframes(), rate, name)
+            _check_length(file.getnframes(), rate, name, max_seconds)
             data = file.readframes(file.getnframes())
     except (wave.Error, EOFError, OSError) as error:
         raise MediaError(f"{name} is not a PCM WAV file: {error}. {INSTALL}") from error
     whole = len(data) - len(data) % (width * channels)
     samples = _pcm(data[:whole], width, name).reshape(-1, channels)
-    _check_length(len(samples), rate, name)
+    _check_length(len(samples), rate, name, max_seconds)
     return samples, rate
 
 

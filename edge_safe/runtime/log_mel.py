@@ -15,6 +15,9 @@ _BREAK_HZ = 1000.0
 _LINEAR_HZ = 200.0 / 3.0
 _LOG_STEP = np.log(6.4) / 27.0
 
+# Frames whose spectra are computed at once.
+_BLOCK = 3000
+
 
 def log_mel(
     samples: NDArray[np.float32],
@@ -39,17 +42,18 @@ def log_mel(
         (1, bins, seconds * sample_rate // hop) float32.
     """
     length = seconds * sample_rate
-    padded = np.zeros(length, np.float64)
+    padded = np.zeros(length, np.float32)
     padded[: min(len(samples), length)] = samples[:length]
     padded = np.pad(padded, window // 2, mode="reflect")
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop][: length // hop]
-    power = np.abs(np.fft.rfft(frames * hann, axis=1)) ** 2
-    mel = np.maximum(mel_filters(sample_rate, bins, window).T @ power.T, 1e-10)
-    log = np.log10(mel)
-    features: NDArray[np.float32] = ((np.maximum(log, log.max() - 8.0) + 4.0) / 4.0).astype(
-        np.float32
-    )[None]
+    filters = mel_filters(sample_rate, bins, window).T
+    log = np.empty((1, bins, len(frames)), np.float32)
+    # Block by block, as the spectra of a long sound are many times larger than its samples.
+    for start in range(0, len(frames), _BLOCK):
+        power = np.abs(np.fft.rfft(frames[start : start + _BLOCK] * hann, axis=1)) ** 2
+        log[0, :, start : start + _BLOCK] = np.log10(np.maximum(filters @ power.T, 1e-10))
+    features: NDArray[np.float32] = (np.maximum(log, log.max() - np.float32(8.0)) + 4.0) / 4.0
     return features
 
 

@@ -124,7 +124,7 @@ class ChatTemplate:
         """A message's content as this template takes it."""
         if not self._kinds:
             return mark
-        return [*({"type": kind} for kind in kinds), {"type": "text", "text": mark}]
+        return [*map(medium_part, kinds), {"type": "text", "text": mark}]
 
     def _placed(self, parts: Sequence[Part], kinds: Sequence[Sequence[str]]) -> list[Part]:
         """Cuts the template's own text at its placeholders.
@@ -161,6 +161,11 @@ class ChatTemplate:
                 f"({waiting[0][0]}); its prompts cannot be built."
             )
         return placed
+
+
+def medium_part(kind: str) -> dict[str, str]:
+    """A picture or sound as templates take it: some look at its type, others for its key."""
+    return {"type": kind, kind: ""}
 
 
 def _raise(message: str) -> None:

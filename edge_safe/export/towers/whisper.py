@@ -1,4 +1,7 @@
-"""Whisper's encoder over one window of log-mel features, as long as the sound."""
+"""Whisper's encoder over one window of log-mel features, as long as the sound.
+
+The encoders inside Qwen 2 Audio and Voxtral have the same layers under the same names.
+"""
 
 from __future__ import annotations
 
@@ -24,21 +27,37 @@ def whisper_graph(
     x = g.input("input_features", FLOAT, [1, config.num_mel_bins, "frames"])
     g.output("audio_states", FLOAT, [1, "steps", config.d_model])
     layers = Layers(g, store, form)
-    for name in ("conv1", "conv2"):
-        x = layers.gelu(layers.convolution(x, getattr(encoder, name), name), name)
-    x = layers.turn(x, "positions")
-    table = layers.stored("positions", encoder.embed_positions.weight)
-    count = g.op("Shape", [x], scope="positions", start=1, end=2)
-    first = g.op("Slice", [table, g.constant([0]), count, g.constant([0])], scope="positions")
-    x = layers.add(x, first, "positions")
-    for index, layer in enumerate(encoder.layers):
-        x = _layer(layers, x, layer, f"layers.{index}", config.encoder_attention_heads)
+    x = whisper_states(layers, x, encoder)
     final = layers.layer_norm(x, encoder.layer_norm, "layer_norm")
     g.op("Identity", [final], scope="states", outputs=["audio_states"])
     return g, layers.matrices
 
 
-def _layer(layers: Layers, x: str, layer: Any, name: str, heads: int) -> str:
+def whisper_states(layers: Layers, x: str, encoder: Any, steps: str | None = None) -> str:
+    """States (1, T, c) behind the layers, before the last normalization.
+
+    Args:
+        layers: The graph.
+        x: (1, bins, frames).
+        encoder: The torch module.
+        steps: (1,) int64, how many states are real and attend to each other; None for all.
+    """
+    g, config = layers.g, encoder.config
+    for name in ("conv1", "conv2"):
+        x = layers.gelu(layers.convolution(x, getattr(encoder, name), name), name)
+    x = layers.turn(x, "positions")
+    if steps is not None:
+        x = g.op("Slice", [x, g.constant([0]), steps, g.constant([1])], scope="steps")
+    table = layers.stored("positions", encoder.embed_positions.weight)
+    count = g.op("Shape", [x], scope="positions", start=1, end=2)
+    first = g.op("Slice", [table, g.constant([0]), count, g.constant([0])], scope="positions")
+    x = layers.add(x, first, "positions")
+    for index, layer in enumerate(encoder.layers):
+        x = _layer(layers, x, layer, f"layers.{index}", config)
+    return x
+
+
+def _layer(layers: Layers, x: str, layer: Any, name: str, config: Any) -> str:
     normed = layers.layer_norm(x, layer.self_attn_layer_norm, f"{name}.attention_norm")
     attention = layer.self_attn
     parts = [
@@ -49,11 +68,12 @@ def _layer(layers: Layers, x: str, layer: Any, name: str, heads: int) -> str:
         "MultiHeadAttention",
         parts,
         scope=f"{name}.attention",
-        num_heads=heads,
+        num_heads=config.encoder_attention_heads,
         scale=float(attention.head_dim**-0.5),
     )
     out = layers.linear(mixed, attention.out_proj, f"{name}.out")
     x = layers.add(x, out, f"{name}.attention")
     normed = layers.layer_norm(x, layer.final_layer_norm, f"{name}.mlp_norm")
-    hidden = layers.gelu(layers.linear(normed, layer.fc1, f"{name}.up"), f"{name}.up")
+    hidden = layers.linear(normed, layer.fc1, f"{name}.up")
+    hidden = layers.activation(hidden, config.activation_function, f"{name}.up")
     return layers.add(x, layers.linear(hidden, layer.fc2, f"{name}.down"), f"{name}.mlp")

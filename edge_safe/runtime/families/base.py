@@ -125,7 +125,7 @@ def open_family(bundle: Bundle, tokens: Tokens, untrained_towers: bool) -> Famil
     plain = re.fullmatch(r"[a-z][a-z0-9_]*", manifest.family)
     if manifest.family in HELPERS or not plain or importlib.util.find_spec(module) is None:
         module = f"edge_safe.runtime.families.{PLACEHOLDERS}"
-        known = "image" in manifest.processors
+        known = not {"image", "audio"}.isdisjoint(manifest.processors)
     else:
         known = True
     if not known:

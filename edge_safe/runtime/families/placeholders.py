@@ -1,13 +1,13 @@
-"""Every family whose chat template marks the places of pictures with a placeholder.
+"""Every family whose chat template marks the places of pictures and sound with a placeholder.
 
 The manifest's ``processors.image`` says how a picture becomes pixel values, where its features
-stand, and what surrounds them; ``vision_encoder`` turns pixel values into features. Nothing here
-knows a model.
+stand, and what surrounds them; ``vision_encoder`` turns pixel values into features. Sound is
+``runtime.hearing``'s. Nothing here knows a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -16,9 +16,17 @@ from edge_safe.errors import GateError, MediaError, PromptError, SchemaError
 from edge_safe.runtime.bundle import Bundle
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.families.base import Media, Placed
+from edge_safe.runtime.hearing import AudioProcessor, Hearing, open_hearing
 from edge_safe.runtime.image_io import read_image
 from edge_safe.runtime.image_steps import FloatArray, Pixels, PixelValues, pixel_values
-from edge_safe.runtime.image_tokens import Layout, Marker, lay_out, markers
+from edge_safe.runtime.image_tokens import (
+    Layout,
+    Marker,
+    count_features,
+    lay_out,
+    markers,
+    rows_of_tile,
+)
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.tokens import Tokens
 
@@ -31,27 +39,40 @@ class ImageProcessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     Attributes:
         placeholder: What the chat template writes where a picture belongs; a special token.
         pixels: From the picture to pixel values.
+        pixels_of_several: The same for a turn with more than one picture, where it differs.
         layout: What stands in the place of the placeholder.
     """
 
     placeholder: Marker
     pixels: Pixels
     layout: Layout
+    pixels_of_several: Pixels | None = None
 
 
 class Processors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The manifest's ``processors``."""
+    """The manifest's ``processors``; a section is absent where its tower is."""
 
-    image: ImageProcessor
+    image: ImageProcessor | None = None
+    audio: AudioProcessor | None = None
 
 
 class PlaceholderFamily:
-    """Embeds pictures for the places that the template marks. Shared between threads."""
+    """Embeds media for the places that the template marks. Shared between threads."""
 
-    def __init__(self, bundle: Bundle, processors: Processors, usable: bool) -> None:
-        self.placeholders = {"image": processors.image.placeholder}
+    def __init__(
+        self,
+        bundle: Bundle,
+        image: ImageProcessor | None,
+        hearing: Hearing | None,
+        usable: Container[str],
+    ) -> None:
+        places = {} if image is None else {"image": image.placeholder}
+        if hearing is not None:
+            places[hearing.part] = hearing.placeholder
+        self.placeholders: Mapping[str, str] = places
         self._bundle = bundle
-        self._image = processors.image
+        self._image = image
+        self._hearing = hearing
         self._usable = usable
 
     def media(
@@ -60,31 +81,49 @@ class PlaceholderFamily:
         audio: AudioInput | None,
         deadline: Deadline | None = None,
     ) -> Media:
-        """Embeds the pictures of one user turn.
+        """Embeds the pictures and the sound of one user turn.
 
         Raises:
             MediaError: They cannot be read, or this bundle cannot judge them.
             PromptError: They do not fit the context.
-            GateError: The deadline passed, or the tower gave no usable numbers.
+            GateError: The deadline passed, or a tower gave no usable numbers.
         """
         if isinstance(images, str | bytes):
             raise MediaError("Give the pictures as a list, even a single one.")
         if audio is not None:
-            raise MediaError("This bundle has no tower for sound; leave it out.")
-        if len(images) and not self._usable:
+            self._require("audio", self._hearing, "sound")
+        if len(images):
+            self._require("image", self._image, "pictures")
+        placed, rows, heard = [], 0, 0
+        if self._image is not None:
+            steps = self._image.pixels
+            if len(images) > 1:
+                steps = self._image.pixels_of_several or steps
+            for image in images:
+                if deadline is not None:
+                    deadline.check()
+                pixels = pixel_values(read_image(image), steps)
+                rows += count_features(self._image.layout, pixels)
+                self._check_room(rows)
+                placed.append(self._see(pixels, self._image.layout, deadline))
+        if audio is not None and self._hearing is not None:
+            pieces, heard = self._hearing.hear(audio, rows, deadline)
+            placed.append(Placed(self._hearing.part, pieces))
+        return Media(placed=placed, image_tokens=rows, audio_tokens=heard)
+
+    def _require(self, kind: str, tower: object, what: str) -> None:
+        """Makes sure that the tower of a kind of media is there and may be used.
+
+        Raises:
+            MediaError: It is not.
+        """
+        if tower is None:
+            raise MediaError(f"This bundle has no tower for {what}; leave {what} out.")
+        if kind not in self._usable:
             raise MediaError(
-                "This bundle's picture projector has not been trained, so the gate cannot judge "
-                "pictures. Use a bundle where it is, or ask in words."
+                f"This bundle's projector of {what} has not been trained, so the gate cannot judge "
+                f"{what}. Use a bundle where it is, or ask in words."
             )
-        placed, rows = [], 0
-        for image in images:
-            if deadline is not None:
-                deadline.check()
-            pixels = pixel_values(read_image(image), self._image.pixels)
-            rows += len(pixels.values) * self._image.layout.tokens
-            self._check_room(rows)
-            placed.append(self._see(pixels, deadline))
-        return Media(placed=placed, image_tokens=rows)
 
     def _check_room(self, rows: int) -> None:
         """Turns too many pictures away before the tower has seen all of them.
@@ -99,15 +138,14 @@ class PlaceholderFamily:
                 "Leave some out."
             )
 
-    def _see(self, pixels: PixelValues, deadline: Deadline | None) -> Placed:
+    def _see(self, pixels: PixelValues, layout: Layout, deadline: Deadline | None) -> Placed:
         """One picture as what stands in its place."""
         session = self._bundle.session(VISION_ENCODER)
         abort = None if deadline is None else deadline.abort
         found = session.run({"pixel_values": pixels.values}, abort)["image_features"]
-        layout = self._image.layout
         width = self._bundle.manifest.model.hidden_size
         features: FloatArray = np.asarray(found, np.float32)
-        expected = (len(pixels.values), layout.tokens, width)
+        expected = (len(pixels.values), rows_of_tile(layout), width)
         if features.shape != expected:
             raise GateError(f"{VISION_ENCODER} gave features of {features.shape}, not {expected}")
         if not np.isfinite(features).all():
@@ -129,11 +167,19 @@ def open_family(bundle: Bundle, tokens: Tokens, untrained_towers: bool) -> Place
         raise SchemaError(
             f"The processors of {bundle.folder} do not fit this version: {error}."
         ) from error
-    image = processors.image
-    if VISION_ENCODER not in manifest.graphs:
-        raise SchemaError(f"{bundle.folder} prepares pictures but has no graph '{VISION_ENCODER}'.")
-    tokens.require_special(image.placeholder)
-    tokens.require_unspoken(markers(image.layout))
-    modality = manifest.modalities.get("image")
-    usable = modality is not None and (modality.trained or untrained_towers)
-    return PlaceholderFamily(bundle, processors, usable)
+    image, hearing = processors.image, None
+    if image is not None:
+        if VISION_ENCODER not in manifest.graphs:
+            raise SchemaError(
+                f"{bundle.folder} prepares pictures but has no graph '{VISION_ENCODER}'."
+            )
+        tokens.require_special(image.placeholder)
+        tokens.require_unspoken(markers(image.layout))
+    if processors.audio is not None:
+        hearing = open_hearing(bundle, tokens, processors.audio)
+    usable = {
+        kind
+        for kind, modality in manifest.modalities.items()
+        if modality.trained or untrained_towers
+    }
+    return PlaceholderFamily(bundle, image, hearing, usable)

@@ -1,0 +1,123 @@
+"""Sound for families whose chat template marks its place: what is heard, as embeddings.
+
+The manifest's ``processors.audio`` says how samples become windows; ``audio_encoder`` turns each
+window into embeddings. Nothing here knows a model.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_safe.errors import GateError, PromptError, SchemaError
+from edge_safe.runtime.audio_io import read_audio
+from edge_safe.runtime.audio_windows import Window, Windows, cut, problem, token_count
+from edge_safe.runtime.bundle import Bundle
+from edge_safe.runtime.deadline import Deadline
+from edge_safe.runtime.image_tokens import Marker
+from edge_safe.runtime.media import AudioInput
+from edge_safe.runtime.tokens import Piece, Tokens, Trusted
+
+AUDIO_ENCODER = "audio_encoder"
+
+# Types that chat templates give to a sound.
+Part = Literal["audio", "input_audio", "audio_url"]
+
+FloatArray = NDArray[np.float32]
+
+
+class AudioProcessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Section ``audio`` of the manifest's ``processors``.
+
+    Attributes:
+        placeholder: What the chat template writes where a sound belongs; a special token.
+        part: Type of a sound among the parts of a message, as the chat template knows it.
+        windows: From samples to what the encoder takes.
+        before: What stands in front of the embeddings where the template does not write it.
+    """
+
+    placeholder: Marker
+    part: Part = "audio"
+    windows: Windows
+    before: Marker | None = None
+
+
+class Hearing:
+    """Embeds sounds for one bundle. Shared between threads."""
+
+    def __init__(self, bundle: Bundle, processor: AudioProcessor) -> None:
+        self.placeholder = processor.placeholder
+        self.part = processor.part
+        self._bundle = bundle
+        self._processor = processor
+
+    def hear(
+        self, audio: AudioInput, seen: int, deadline: Deadline | None
+    ) -> tuple[list[Piece], int]:
+        """What stands in the place of a sound.
+
+        Args:
+            audio: The sound.
+            seen: Positions that the turn's pictures take.
+            deadline: Ends long work early; None never does.
+
+        Returns:
+            Pieces of the prompt, and how many of their positions are sound.
+
+        Raises:
+            MediaError: It cannot be read, or is too long or too short.
+            PromptError: It does not fit the context.
+            GateError: The deadline passed, or the encoder gave no usable numbers.
+        """
+        windows = self._processor.windows
+        samples = read_audio(audio, windows.max_seconds)
+        tokens = token_count(len(samples), windows)
+        limit = self._bundle.manifest.model.context_length
+        if seen + tokens > limit:
+            raise PromptError(
+                f"The sound takes {tokens} positions; this model's context has {limit}. Cut it."
+            )
+        heard = []
+        for window in cut(samples, windows):
+            if deadline is not None:
+                deadline.check()
+            heard.append(self._encode(window, deadline))
+        pieces: list[Piece] = [np.concatenate(heard)]
+        if self._processor.before is not None:
+            pieces.insert(0, Trusted(self._processor.before))
+        return pieces, tokens
+
+    def _encode(self, window: Window, deadline: Deadline | None) -> FloatArray:
+        """One window as (tokens, d)."""
+        session = self._bundle.session(AUDIO_ENCODER)
+        abort = None if deadline is None else deadline.abort
+        found = session.run(window.feeds, abort)["audio_features"]
+        features: FloatArray = np.asarray(found, np.float32)
+        expected = (1, window.tokens, self._bundle.manifest.model.hidden_size)
+        if features.shape != expected:
+            raise GateError(f"{AUDIO_ENCODER} gave features of {features.shape}, not {expected}")
+        if not np.isfinite(features).all():
+            raise GateError(f"{AUDIO_ENCODER} gave numbers that are not finite")
+        window_features: FloatArray = features[0]
+        return window_features
+
+
+def open_hearing(bundle: Bundle, tokens: Tokens, processor: AudioProcessor) -> Hearing:
+    """Checks the parameters of sound.
+
+    Raises:
+        SchemaError: They do not fit, or there is no encoder.
+        BundleError: A placeholder or marker is a token that text could produce.
+    """
+    wrong = problem(processor.windows)
+    if wrong is not None:
+        raise SchemaError(f"The processors of {bundle.folder} have {wrong}.")
+    if AUDIO_ENCODER not in bundle.manifest.graphs:
+        raise SchemaError(f"{bundle.folder} prepares sound but has no graph '{AUDIO_ENCODER}'.")
+    tokens.require_special(processor.placeholder)
+    if processor.before is not None:
+        tokens.require_special(processor.before)
+    return Hearing(bundle, processor)
