@@ -27,6 +27,7 @@ class Depth(nn.Module):
 
     Attributes:
         decoder: Its last state is the one that enters the layer it was cut at, not normalized.
+        config: The model's, uncut.
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, layer: int | None) -> None:
@@ -37,6 +38,7 @@ class Depth(nn.Module):
             decoder.norm = nn.Identity()
         self.decoder = decoder.to(dtype).requires_grad_(False)
         self.decoder.train(False)
+        self.config = model.config
 
     def get_decoder(self) -> nn.Module:
         """Where ``base_model.run_decoder`` looks for it."""

@@ -171,7 +171,7 @@ def test_unknown_family_is_refused_before_a_weight_is_read(copy: Path, tmp_path:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "granite"}))
     (copy / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ExportError, match=r"'granite'.*llama, .*mistral, pebble"):
+    with pytest.raises(ExportError, match=r"'granite'.*llama, .*mistral, .*pebble"):
         export_bundle(copy, tmp_path / "b")
 
 
