@@ -90,7 +90,7 @@ def write_checkpoint(
     make: Callable[[], PreTrainedModel],
     layers: tuple[int, ...] = (1, 2),
     *,
-    template: str = TEMPLATE,
+    template: str | None = TEMPLATE,
     special: tuple[str, ...] = (),
 ) -> None:
     """Writes a random model with the tiny tokenizer and random heads; the last one is the gate.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from edge_safe.export.graphs.spec import DecoderSpec, FloatArray
-from edge_safe.models.base_model import decoder_layers, pad
+from edge_safe.models.base_model import decoder_layers, pad, token_types
 
 # Prompts that are looked at, and how many are run at once.
 PROMPTS = 128
@@ -70,16 +70,19 @@ def observe(
     reaches: list[tuple[Tensor, Tensor]] = []
     count = 0
     embed: Any = model.get_input_embeddings()
-    decoder: Any = model.get_decoder()
     for first in range(0, min(PROMPTS, len(prompts)), BATCH):
         ids, mask = pad(prompts[first : min(PROMPTS, first + BATCH)], torch.device("cpu"))
         count += int(mask.sum())
+        types = token_types(model, ids, [ids.shape[1]] * len(ids))
+        # Only the model around the decoder knows of prompts that see themselves.
+        decoder = cast(Any, model).model if types else model.get_decoder()
         with _watched(model, mask, sums):
             cache = decoder(
                 inputs_embeds=embed(ids),
                 attention_mask=mask.long(),
                 use_cache=True,
                 past_key_values=DynamicCache(),
+                **types,
             ).past_key_values
         found = [(_reach(c.keys, mask, spec), _reach(c.values, mask)) for c in cache.layers]
         reaches = [

@@ -14,12 +14,14 @@ from transformers import AutoImageProcessor
 from edge_safe.errors import ExportError
 from edge_safe.runtime.image_steps import (
     CenterCrop,
+    FitIntoGrid,
     PadToSquare,
     Pixels,
     Resample,
     Resize,
     ResizeLongestEdge,
     ResizeShortestEdge,
+    SplitIntoGrid,
     SplitIntoTiles,
     Step,
 )
@@ -97,6 +99,60 @@ def tiles_and_whole(processor: Any, side: int) -> Pixels:
     else:
         steps.append(Resize(side, side, resample))
     return _pixels(processor, steps)
+
+
+def grid_and_thumbnail(processor: Any, side: int) -> Pixels:
+    """Steps of InternVL's processor (GOT-OCR 2's): a grid of tiles and the whole picture.
+
+    ``InternVLProcessor`` cuts pictures up whatever the image processor's own file says.
+
+    Raises:
+        ExportError: It does something else, or its tiles are not the tower's.
+    """
+    _check_square(processor, side)
+    least, most = int(processor.min_patches), int(processor.max_patches)
+    if not 1 <= least <= most:
+        raise _unknown(processor, "min_patches and max_patches", (least, most))
+    return _pixels(processor, [SplitIntoGrid(side, least, most, _resample(processor))])
+
+
+def grid_in_any_resolution(processor: Any, side: int) -> Pixels:
+    """Steps of LLaVA-OneVision's processor for a picture alone: the whole of it, then a grid.
+
+    Raises:
+        ExportError: It does something else, or its tiles are not the tower's.
+    """
+    _check_square(processor, side)
+    grids = []
+    for height, width in processor.image_grid_pinpoints:
+        if height % side or width % side:
+            raise _unknown(processor, "image_grid_pinpoints", (height, width))
+        grids.append((height // side, width // side))
+    return _pixels(processor, [FitIntoGrid(side, grids, _resample(processor))])
+
+
+def padded_square(processor: Any, side: int) -> Pixels:
+    """Steps of LLaVA-OneVision's processor for one of several pictures.
+
+    Raises:
+        ExportError: It does something else, or its squares are not the tower's.
+    """
+    _check_square(processor, side)
+    red, green, blue = (int(mean * 255) for mean in processor.image_mean)
+    steps: list[Step] = [PadToSquare((red, green, blue)), Resize(side, side, _resample(processor))]
+    return _pixels(processor, steps)
+
+
+def _check_square(processor: Any, side: int) -> None:
+    """Makes sure that a processor resizes to squares of the tower's size and crops nothing."""
+    size = _lengths(processor.size)
+    if not processor.do_resize or size != {"height": side, "width": side}:
+        raise ExportError(
+            f"The image processor makes tiles of {size} (do_resize {processor.do_resize}); the "
+            f"vision tower takes {side} x {side}."
+        )
+    if getattr(processor, "do_center_crop", False):
+        raise _unknown(processor, "do_center_crop", True)
 
 
 def _pixels(processor: Any, steps: list[Step]) -> Pixels:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from edge_safe.errors import ExportError
@@ -32,6 +33,21 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         raise ExportError(f"transformers refuses the tokenizer of {folder}: {error}") from error
     return tokenizer
+
+
+def marker_of(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    """A marker around pictures, by the name of the tokenizer's attribute.
+
+    Raises:
+        ExportError: The tokenizer has no such token.
+    """
+    marker = getattr(tokenizer, name, None)
+    if not isinstance(marker, str) or not marker:
+        raise ExportError(
+            f"The tokenizer names no {name}, which stands beside pictures. Name it under "
+            "extra_special_tokens in tokenizer_config.json."
+        )
+    return marker
 
 
 def placeholder_of(
@@ -68,11 +84,18 @@ def placeholder_of(
     return str(token.content)
 
 
-def read_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def read_template(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, one_turn: str | None = None
+) -> None:
     """Gives the tokenizer the checkpoint's chat template, wherever that stands.
 
+    Args:
+        folder: The checkpoint.
+        tokenizer: Its tokenizer.
+        one_turn: See ``VisionFamily``.
+
     Raises:
-        ExportError: There is none.
+        ExportError: There is none, or it has turns where the family has none.
     """
     old = folder / OLD_TEMPLATE_FILE
     if tokenizer.chat_template is None and old.is_file():
@@ -80,6 +103,10 @@ def read_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
             tokenizer.chat_template = json.loads(old.read_text(encoding="utf-8"))["chat_template"]
         except (ValueError, KeyError, TypeError) as error:
             raise ExportError(f"{old} holds no chat_template: {error!r}.") from error
+    if one_turn is not None:
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = one_turn
+        _check_one_turn(tokenizer)
     if not isinstance(tokenizer.chat_template, str):
         raise ExportError(
             f"{folder} has no chat template, so there is no place for a safety token. "
@@ -87,7 +114,12 @@ def read_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def whole_template(folder: Path, tokenizer: PreTrainedTokenizerBase, kind: str = "image") -> str:
+def whole_template(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str = "image",
+    one_turn: str | None = None,
+) -> str:
     """The chat template with the token that the processor puts in front of a prompt.
 
     The processor lets the tokenizer add its first token (``<s>``) unless the template wrote it;
@@ -97,11 +129,13 @@ def whole_template(folder: Path, tokenizer: PreTrainedTokenizerBase, kind: str =
         folder: The checkpoint.
         tokenizer: Its tokenizer, whose template is made whole.
         kind: Type of the media that the model takes, as its template knows it.
+        one_turn: See ``VisionFamily``.
 
     Raises:
-        ExportError: There is no template, or the tokenizer adds something behind the text.
+        ExportError: There is no template, the tokenizer adds something behind the text, or the
+            template has turns where the family has none.
     """
-    read_template(folder, tokenizer)
+    read_template(folder, tokenizer, one_turn)
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     first, behind = whole[: len(whole) - len(plain)], whole[len(whole) - len(plain) :]
@@ -109,12 +143,34 @@ def whole_template(folder: Path, tokenizer: PreTrainedTokenizerBase, kind: str =
         raise ExportError("The tokenizer adds tokens behind a text, which no answer could follow.")
     start = "".join(tokenizer.convert_ids_to_tokens(first))
     before = rendered(tokenizer, kind)
-    adds = bool(start) and not before.startswith(start)
+    adds = bool(start) and one_turn is None and not before.startswith(start)
     if adds:
         tokenizer.chat_template = f"{{{{ {json.dumps(start)} }}}}{tokenizer.chat_template}"
     expected = tokenizer(before, add_special_tokens=adds)["input_ids"]
     _check_ids(folder, tokenizer, kind, expected)
     return str(tokenizer.chat_template)
+
+
+def _check_one_turn(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Makes sure that a template rejects conversations.
+
+    A prompt whose positions see each other would change when the next turn came, and with it what
+    is cached of it.
+
+    Raises:
+        ExportError: It accepts them.
+    """
+    roles = ("user", "assistant", "user")
+    turns: Any = [{"role": role, "content": template_parts("Hello.")} for role in roles]
+    try:
+        tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError:
+        return
+    raise ExportError(
+        "The chat template accepts several turns, but the positions of this model's prompt all see "
+        "each other, so that a second turn would change the first. Take the template away, or let "
+        "it raise_exception for more than one message."
+    )
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, kind: str) -> str:

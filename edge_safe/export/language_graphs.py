@@ -16,6 +16,7 @@ import numpy.typing as npt
 from edge_safe.export.activations import CacheReach
 from edge_safe.export.cache_format import CacheFormat, cache_scales
 from edge_safe.export.graphs.spec import DecoderSpec
+from edge_safe.runtime.prefill import ATTENTION_END, Span
 from edge_safe.runtime.session import Session
 
 Array = npt.NDArray[Any]
@@ -99,13 +100,16 @@ class LanguageGraphs:
             found.append((pair[0] * scales[0], pair[1] * scales[1]))
         return tuple(found)
 
-    def run(self, embeds: Array, mask: Array, cache: Cache) -> ChunkOutput:
+    def run(
+        self, embeds: Array, mask: Array, cache: Cache, span: Span | None = None
+    ) -> ChunkOutput:
         """Runs one chunk.
 
         Args:
             embeds: (B, S, d).
             mask: (B, P + S), right-padded.
             cache: Of the chunks before.
+            span: Positions of the chunk that stand for a picture.
         """
         past = mask.shape[1] - embeds.shape[1]
         # A padded row of a decoding batch continues at its own length.
@@ -116,6 +120,8 @@ class LanguageGraphs:
             "attention_mask": mask,
             "position_ids": np.broadcast_to(positions, embeds.shape[:2]).astype(np.int64),
         }
+        if self.spec.bidirectional != "none":
+            common[ATTENTION_END] = self._ends(mask, common["position_ids"], span)
         states, verdict, gate_cache, presents = embeds, None, None, []
         if self._gate is not None and self.exit_layer is not None and cache.gate is not None:
             layers = range(self.exit_layer)
@@ -136,6 +142,17 @@ class LanguageGraphs:
             found["logits"][:, 0],
             Cache(tuple(presents), gate_cache),
         )
+
+    def _ends(self, mask: Array, places: Array, span: Span | None) -> Array:
+        """(B, S) last place that each new position sees."""
+        ends = places.copy()
+        if span is not None:
+            ends[:, span[0] : span[1]] = ends[:, span[1] - 1 :][:, :1]
+        if self.spec.bidirectional == "prompt" and mask.shape[1] == places.shape[1]:
+            # All of the prompt sees its last position; slot T stands behind that.
+            last = mask.sum(1, keepdims=True) - 2
+            ends = np.maximum(ends, last)
+        return ends
 
 
 def _past(cache: Cache, layers: range) -> dict[str, Array]:

@@ -26,6 +26,7 @@ from edge_safe.runtime.calibration import (
     score,
     sigmoid,
 )
+from edge_safe.runtime.prefill import Span
 
 Array = npt.NDArray[Any]
 
@@ -71,11 +72,15 @@ class LanguageParity:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as embeddings, slot T included: (1, S, d); ``way`` says whose threshold it meets."""
+    """A prompt as embeddings, slot T included: (1, S, d).
+
+    ``way`` says whose threshold it meets, ``span`` which positions stand for a picture.
+    """
 
     label: str
     embeds: Array
     way: Modality = "text"
+    span: Span | None = None
 
 
 def check_language(
@@ -113,11 +118,17 @@ def check_language(
         prompts += steered(reference, prompts[0], calibration)
     odds, expected_odds, change = [], [], 0.0
     wanted = reference.run_each([prompt.embeds for prompt in prompts])
+    if graphs.spec.bidirectional == "image":
+        embeds = prompts[0].embeds
+        prompts.append(Prompt("a picture's span", embeds, span=(1, embeds.shape[1] // 2)))
+        seen = np.ones(embeds.shape[:2], np.int64)
+        wanted.append(reference.run(embeds, seen, prompts[-1].span))
     for prompt, expected in zip(prompts, wanted, strict=True):
         mask = np.ones(prompt.embeds.shape[:2], np.int64)
-        found = graphs.run(prompt.embeds, mask, graphs.empty(1))
+        found = graphs.run(prompt.embeds, mask, graphs.empty(1), prompt.span)
         boundaries += _whole(graphs, prompt.label, found, expected, tolerance)
-        boundaries += _with_past(graphs, prompt, expected, tolerance)
+        if graphs.spec.bidirectional != "prompt":
+            boundaries += _with_past(graphs, prompt, expected, tolerance)
         odds.append(_log_odds(found))
         expected_odds.append(_expected_odds(expected))
         change = max(change, _slot_change(graphs, prompt, found))
@@ -217,7 +228,7 @@ def _with_past(
     total = prompt.embeds.shape[1]
     cut = total // 2
     mask = np.ones((1, total), np.int64)
-    first = graphs.run(prompt.embeds[:, :cut], mask[:, :cut], graphs.empty(1))
+    first = graphs.run(prompt.embeds[:, :cut], mask[:, :cut], graphs.empty(1), prompt.span)
     second = graphs.run(prompt.embeds[:, cut:], mask, first.cache)
     states = None
     if expected.hidden_states is not None:
@@ -279,7 +290,7 @@ def _slot_change(graphs: LanguageGraphs, prompt: Prompt, found: ChunkOutput) -> 
     other = prompt.embeds.copy()
     other[:, -1] = -3.0 * other[:, 0] + 1.0
     mask = np.ones(prompt.embeds.shape[:2], np.int64)
-    changed = graphs.run(other, mask, graphs.empty(1))
+    changed = graphs.run(other, mask, graphs.empty(1), prompt.span)
     change = float(np.abs(changed.final_verdict - found.final_verdict).max())
     if changed.gate_verdict is not None and found.gate_verdict is not None:
         change = max(change, float(np.abs(changed.gate_verdict - found.gate_verdict).max()))

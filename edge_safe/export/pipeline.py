@@ -176,7 +176,14 @@ def export_bundle(
             made_for,
             opened,
             plan,
-            Reference(opened.language, plan.module, plan.final, plan.exit_layer, opened.streamed),
+            Reference(
+                opened.language,
+                plan.module,
+                plan.final,
+                plan.exit_layer,
+                opened.streamed,
+                opened.spec.bidirectional,
+            ),
             fitted_on,
             tested_on,
             clock,
@@ -393,6 +400,7 @@ def _model_info(opened: Opened) -> schema.ModelInfo:
         context_length=spec.context_length,
         eos_token_ids=[int(index) for index in ids],
         pad_token_id=int(ids[0] if pad is None else pad),
+        bidirectional=spec.bidirectional,
     )
 
 

@@ -15,6 +15,8 @@ from transformers import DynamicCache, PreTrainedModel
 from edge_safe.export.families.base import float_array
 from edge_safe.export.graphs.safety import TokenRows
 from edge_safe.models.safety_head import SafetyModule
+from edge_safe.runtime.manifest import Bidirectional
+from edge_safe.runtime.prefill import Span
 
 Array = npt.NDArray[Any]
 
@@ -53,6 +55,7 @@ class Reference:
         final: The ``final`` stage's rows.
         exit_layer: Layer of the gate, None without one.
         streamed: Whether the model reads its weights anew at every run, so that runs are few.
+        bidirectional: Which positions see each other.
     """
 
     def __init__(
@@ -62,12 +65,14 @@ class Reference:
         final: TokenRows,
         exit_layer: int | None,
         streamed: bool = False,
+        bidirectional: Bidirectional = "none",
     ) -> None:
         self.streamed = streamed
         self._model: Any = model
         self._module = module
         self._final = torch.from_numpy(final.rows)
         self._layer = exit_layer
+        self._bidirectional = bidirectional
 
     @torch.no_grad()
     def embed(self, ids: Array) -> Array:
@@ -75,9 +80,9 @@ class Reference:
         return float_array(self._model.get_input_embeddings()(torch.from_numpy(ids)))
 
     @torch.no_grad()
-    def run(self, embeds: Array, mask: Array) -> Expected:
-        """Runs prompts (B, S, d) with their mask (B, S) at once."""
-        seen, output = self._forward(torch.from_numpy(embeds), torch.from_numpy(mask))
+    def run(self, embeds: Array, mask: Array, span: Span | None = None) -> Expected:
+        """Runs prompts (B, S, d) with their mask (B, S) at once; a span stands for a picture."""
+        seen, output = self._forward(torch.from_numpy(embeds), torch.from_numpy(mask), span)
         states = output.hidden_states
         slot = torch.from_numpy(mask).sum(1) - 1
         rows = torch.arange(len(mask))
@@ -132,6 +137,7 @@ class Reference:
         """
         cache = DynamicCache()
         inputs: dict[str, Tensor] = {"inputs_embeds": torch.from_numpy(embeds)}
+        inputs |= self._token_types(torch.ones(embeds.shape[:2], dtype=torch.int64), None)
         tokens, logits = [], []
         for _ in range(steps):
             row = self._model(**inputs, past_key_values=cache, use_cache=True).logits[0, -1]
@@ -185,8 +191,15 @@ class Reference:
         """(B,) unsafe - safe of the first stage there is."""
         seen = _before_slot(mask)
         # Without lm_head, which costs more than the rest of a short prompt.
-        output = self._model.get_decoder()(
-            inputs_embeds=embeds, attention_mask=mask, use_cache=False, output_hidden_states=True
+        types = self._token_types(mask, None)
+        # Only the model around the decoder knows of positions that see each other.
+        decoder = self._model.model if types else self._model.get_decoder()
+        output = decoder(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            use_cache=False,
+            output_hidden_states=True,
+            **types,
         )
         if self._layer is not None and self._module is not None:
             logits = self._module.head(self._layer)(
@@ -197,7 +210,21 @@ class Reference:
         odds: Tensor = logits[:, 0] - logits[:, 1]
         return odds
 
-    def _forward(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
+    def _token_types(self, mask: Tensor, span: Span | None) -> dict[str, Tensor]:
+        """What tells transformers which positions see each other; nothing where none do."""
+        types = torch.zeros_like(mask)
+        if self._bidirectional == "image" and span is not None:
+            types[:, span[0] : span[1]] = 1
+        elif self._bidirectional == "prompt":
+            # Slot T is where the suffix begins.
+            types = (torch.arange(mask.shape[1])[None] >= mask.sum(1, keepdim=True) - 1).long()
+        else:
+            return {}
+        return {"token_type_ids": types}
+
+    def _forward(
+        self, embeds: Tensor, mask: Tensor, span: Span | None = None
+    ) -> tuple[Tensor, Any]:
         """Runs the model; also gives the (B, S) bool mask of what the gate may see."""
         output = self._model(
             inputs_embeds=embeds,
@@ -206,6 +233,7 @@ class Reference:
             # The model's own choice would forget the keys outside a layer's window.
             past_key_values=DynamicCache(),
             output_hidden_states=True,
+            **self._token_types(mask, span),
         )
         return _before_slot(mask), output
 

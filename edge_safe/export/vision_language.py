@@ -16,7 +16,7 @@ import torch
 
 from edge_safe.export.decoder_config import read_config, tensors_of, text_family
 from edge_safe.export.families.base import Opened, Tower
-from edge_safe.export.graphs.spec import FloatArray, TensorSource
+from edge_safe.export.graphs.spec import DecoderSpec, FloatArray, TensorSource
 from edge_safe.export.image_prompts import (
     TEMPLATE_FILE,
     placeholder_of,
@@ -36,10 +36,15 @@ class Pictures:
     Attributes:
         pixels: From a picture to pixel values.
         layout: What stands in a picture's place in the prompt.
+        pixels_of_several: The same for a turn with more than one picture, where it differs.
+        placeholder: Id of what the template writes there; None for the configuration's
+            ``image_token_id``.
     """
 
     pixels: Pixels
     layout: Layout
+    pixels_of_several: Pixels | None = None
+    placeholder: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +56,16 @@ class VisionFamily:
             ``ExportError`` what cannot be exported.
         language: Where the text model's weights are, ``model.language_model.`` say.
         tower: Makes ``vision_encoder`` of the torch model, ``towers.squares`` say.
+        adapt: What the language model does otherwise than alone, ``bidirectional`` say.
+        one_turn: The chat template for checkpoints without one, of a family whose prompts have
+            no turns and whose processor adds no first token; None for all others.
     """
 
     describe: Callable[[Any, Path], Pictures]
     language: str
     tower: Callable[[Any, Pictures], Tower]
+    adapt: Callable[[DecoderSpec], DecoderSpec] = lambda spec: spec
+    one_turn: str | None = None
 
 
 def open_vision(folder: Path, family: VisionFamily) -> Opened:
@@ -70,16 +80,18 @@ def open_vision(folder: Path, family: VisionFamily) -> Opened:
     spec = replace(text.spec_of(config.text_config), tied=bool(config.tie_word_embeddings))
     pictures = family.describe(config, folder)
     tokenizer = read_tokenizer(folder)
+    token = config.image_token_id if pictures.placeholder is None else pictures.placeholder
     processor = ImageProcessor(
-        placeholder=placeholder_of(tokenizer, config.image_token_id, pictures.layout),
+        placeholder=placeholder_of(tokenizer, token, pictures.layout),
         pixels=pictures.pixels,
         layout=pictures.layout,
+        pixels_of_several=pictures.pixels_of_several,
     )
-    template = whole_template(folder, tokenizer)
+    template = whole_template(folder, tokenizer, one_turn=family.one_turn)
     model = load_base(folder, torch.float32).model
     tensor = of_language(tensors_of(model), family.language)
     return Opened(
-        spec=spec,
+        spec=family.adapt(spec),
         tensor=text.tensors(tensor, spec),
         language=model,
         tokenizer=tokenizer,

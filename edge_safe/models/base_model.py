@@ -140,13 +140,28 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     raise CheckpointError(f"{type(model).__name__} has no list of {count} decoder layers.")
 
 
-def run(model: nn.Module, layers: Sequence[int], input_ids: Tensor, mask: Tensor) -> PromptStates:
-    """Runs right-padded ids (B, T) with their mask (B, T) once."""
+def run(
+    model: nn.Module,
+    layers: Sequence[int],
+    input_ids: Tensor,
+    mask: Tensor,
+    prompts: Sequence[int],
+) -> PromptStates:
+    """Runs right-padded ids (B, T) with their mask (B, T) once.
+
+    Args:
+        model: The model.
+        layers: Depths to read.
+        input_ids: Prompts, with what follows them.
+        mask: True at positions that are no padding.
+        prompts: (B,) lengths of the prompts.
+    """
     output = model(
         input_ids=input_ids,
         attention_mask=mask.long(),
         output_hidden_states=True,
         use_cache=False,
+        **token_types(model, input_ids, prompts),
     )
     states = output.hidden_states
     return PromptStates({k: states[k] for k in layers}, states[-1], output.logits)
@@ -161,14 +176,29 @@ def run_decoder(
         By depth k, the (B, T, d) states entering layer k; and the (B, T, d) normalized states at
         full depth.
     """
-    decoder: nn.Module = cast(Any, model).get_decoder()
+    types = token_types(model, input_ids, [input_ids.shape[1]] * len(input_ids))
+    # Only the model around the decoder knows of prompts that see themselves.
+    decoder: nn.Module = cast(Any, model).model if types else cast(Any, model).get_decoder()
     output = decoder(
         input_ids=input_ids,
         attention_mask=mask.long(),
         output_hidden_states=True,
         use_cache=False,
+        **types,
     )
     return {k: output.hidden_states[k] for k in layers}, output.last_hidden_state
+
+
+def token_types(model: nn.Module, input_ids: Tensor, prompts: Sequence[int]) -> dict[str, Tensor]:
+    """What a model whose prompt's positions see each other has to be told.
+
+    PaliGemma: 0 in the prompt, 1 behind it (arXiv 2407.07726).
+    """
+    if cast(Any, model).config.model_type != "paligemma":
+        return {}
+    steps = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    lengths = torch.tensor(list(prompts), device=input_ids.device)[:, None]
+    return {"token_type_ids": (steps >= lengths).long()}
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

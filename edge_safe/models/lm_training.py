@@ -119,7 +119,8 @@ class GatedLanguageModel(nn.Module):
             last_rows.append(len(rows) - 1)
         ids, mask = base_model.pad(rows, self.device)
         layers = self.safety.config.layers if self.safety is not None else ()
-        states = base_model.run(self.model, layers, ids, mask)
+        lengths = [size for sizes in prompt_sizes for size in sizes]
+        states = base_model.run(self.model, layers, ids, mask, lengths)
         gate = {
             k: pad_sequence(
                 [
@@ -147,7 +148,8 @@ class GatedLanguageModel(nn.Module):
         """(B, A, V) the base model's predictions of the answers, without a control token."""
         ids, mask = base_model.pad([(*e.prompts[-1], *e.answer) for e in examples], self.device)
         with torch.no_grad(), self._without_adapters():
-            logits = base_model.run(self.model, (), ids, mask).logits
+            lengths = [len(e.prompts[-1]) for e in examples]
+            logits = base_model.run(self.model, (), ids, mask, lengths).logits
         starts = torch.tensor([len(e.prompts[-1]) - 1 for e in examples], device=self.device)
         return _predictions(logits, starts, examples)
 

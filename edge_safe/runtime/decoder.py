@@ -5,12 +5,14 @@ It is only called when the gate let the request pass. It does not choose tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.gate import Gate
-from edge_safe.runtime.prefill import bind_positions, chunks
+from edge_safe.runtime.prefill import ATTENTION_END, Span, bind_positions, chunks
 from edge_safe.runtime.session import Array, Binding, Session
 
 
@@ -24,7 +26,11 @@ class Decoder:
         self.source = "hidden_states" if "hidden_states" in session.inputs else "inputs_embeds"
 
     def prefill(
-        self, states: Array, cache: KeyValueCache, deadline: Deadline | None = None
+        self,
+        states: Array,
+        cache: KeyValueCache,
+        deadline: Deadline | None = None,
+        spans: Sequence[Span] = (),
     ) -> tuple[Array, Array]:
         """Reads new positions whose last one is slot T.
 
@@ -32,6 +38,7 @@ class Decoder:
             states: (1, S, d) hidden states at layer k, or input embeddings without a gate.
             cache: The model's keys and values; ``cache.length`` stays as it is.
             deadline: Ends the run early, where a verdict still depends on it.
+            spans: New positions that see each other, without slot T.
 
         Returns:
             (1, 1, V) logits at slot T and (1, 2) verdict logits of the ``final`` stage.
@@ -41,13 +48,14 @@ class Decoder:
         """
         logits = np.empty((1, 1, self.vocab_size), np.float32)
         verdict = np.empty((1, 2), np.float32)
-        for start, end in chunks(states.shape[1]):
+        known = spans if ATTENTION_END in self.session.inputs else None
+        for start, end in chunks(states.shape[1], spans=spans):
             if deadline is not None:
                 deadline.check()
             logits[:] = verdict[:] = np.nan
             binding = self.session.binding()
             cache.bind(binding, self.layers)
-            bind_positions(binding, cache.length + start, end - start)
+            bind_positions(binding, cache.length, start, end, known)
             binding.input(self.source, np.ascontiguousarray(states[:, start:end]))
             binding.output("logits", logits)
             binding.output("verdict_logits", verdict)
@@ -83,6 +91,8 @@ class Stepper:
         self._embed.input("input_ids", self._token)
         self._embed.output("inputs_embeds", embeds)
         self._stages: list[tuple[Binding, range]] = []
+        # What is decoded sees what stands before it.
+        spans = ATTENTION_END in decoder.session.inputs
         self._column = np.zeros(0, np.float32)
         states = embeds
         if gate is not None and columns is not None:
@@ -103,6 +113,8 @@ class Stepper:
         self._stages.append((binding, decoder.layers))
         for binding, layers in self._stages:
             binding.input("position_ids", self._position)
+            if spans:
+                binding.input(ATTENTION_END, self._position)
             cache.bind(binding, layers)
 
     def step(self, token: int) -> Array:

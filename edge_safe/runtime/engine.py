@@ -19,6 +19,7 @@ from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.decoder import Decoder, Stepper
 from edge_safe.runtime.gate import Gate, judge
 from edge_safe.runtime.policy import STAGES, Policy, Stage
+from edge_safe.runtime.prefill import Span
 from edge_safe.runtime.session import Array
 from edge_safe.runtime.verdict import Decision, Verdict
 
@@ -60,11 +61,13 @@ class Judged:
         verdict: The decision.
         states: (1, S, d) what the decoder still has to read, None once it has or never may.
         logits: (1, 1, V) logits at slot T, where the decoder already ran for its verdict.
+        spans: Of the prompt's positions, those that see each other.
     """
 
     verdict: Verdict
     states: Array | None = None
     logits: Array | None = None
+    spans: Sequence[Span] = ()
 
 
 def failed(error: Exception, stage: str, deadline: Deadline) -> Verdict:
@@ -139,6 +142,7 @@ class Engine:
         policy: Policy,
         deadline: Deadline,
         modality: Modality = "text",
+        spans: Sequence[Span] = (),
     ) -> Judged:
         """Puts the safe token at slot T, runs the stages and rolls back unless all allow.
 
@@ -151,6 +155,7 @@ class Engine:
             policy: Stages and thresholds.
             deadline: What ends it early.
             modality: The way in of all that the gate sees, past turns included.
+            spans: Of the T new positions, those that see each other.
 
         Returns:
             The verdict; ``Decision.ERROR`` for whatever kept the gate from deciding.
@@ -158,7 +163,7 @@ class Engine:
         seen = state.columns.length if state.columns is not None else 0
         stages = self.stages(policy)
         try:
-            judged = self._judge(embeds, state, stages, policy, deadline, modality)
+            judged = self._judge(embeds, state, stages, policy, deadline, modality, spans)
         except Exception as error:
             if isinstance(error, EdgeSafeError) and not isinstance(error, GateError):
                 self._forget(state, seen)
@@ -183,7 +188,7 @@ class Engine:
         if logits is None:
             if judged.states is None:
                 raise GateError("the prompt was not allowed, it cannot be answered")
-            logits, _ = self._decoder().prefill(judged.states, state.cache)
+            logits, _ = self._decoder().prefill(judged.states, state.cache, spans=judged.spans)
             state.cache.length += judged.states.shape[1]
             judged.states, judged.logits = None, logits
         row: Array = logits[0, 0]
@@ -209,6 +214,7 @@ class Engine:
         policy: Policy,
         deadline: Deadline,
         modality: Modality,
+        spans: Sequence[Span],
     ) -> Judged:
         """The stages one after the other; the first one that does not allow ends it."""
         slot = self.embed([self._safe_token])
@@ -217,13 +223,13 @@ class Engine:
         gate = self._gate()
         verdict = None
         if gate is not None and state.columns is not None:
-            states, logits = gate.prefill(states, state.cache, state.columns, deadline)
+            states, logits = gate.prefill(states, state.cache, state.columns, deadline, spans)
             deadline.check()
             if "gate" in stages:
                 verdict = self._verdict(logits, "gate", policy, modality)
                 if verdict.decision is not Decision.ALLOW or stages[-1] == "gate":
-                    return Judged(verdict, states)
-        logits, final = self._decoder().prefill(states, state.cache, deadline)
+                    return Judged(verdict, states, spans=spans)
+        logits, final = self._decoder().prefill(states, state.cache, deadline, spans)
         deadline.check()
         verdict = self._verdict(final, "final", policy, modality)
         if verdict.decision is Decision.ALLOW:

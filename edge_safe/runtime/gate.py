@@ -7,6 +7,7 @@ Whatever is not a clean pair of finite numbers is a ``GateError``, which becomes
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from edge_safe.errors import GateError
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.calibration import Fitted, score, sigmoid
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.prefill import bind_positions, chunks
+from edge_safe.runtime.prefill import ATTENTION_END, Span, bind_positions, chunks
 from edge_safe.runtime.session import Array, Session
 from edge_safe.runtime.verdict import Decision, Verdict
 
@@ -27,7 +28,12 @@ class Gate:
         self.layers = range(exit_layer)
 
     def prefill(
-        self, embeds: Array, cache: KeyValueCache, columns: GateColumns, deadline: Deadline
+        self,
+        embeds: Array,
+        cache: KeyValueCache,
+        columns: GateColumns,
+        deadline: Deadline,
+        spans: Sequence[Span] = (),
     ) -> tuple[Array, Array]:
         """Reads new positions whose last one is slot T.
 
@@ -39,6 +45,7 @@ class Gate:
             cache: The model's keys and values.
             columns: The new positions' columns are appended.
             deadline: Ends the run early.
+            spans: New positions that see each other, without slot T.
 
         Returns:
             (1, S, d) hidden states at layer k and (1, 2) verdict logits.
@@ -49,7 +56,8 @@ class Gate:
         _, total, width = embeds.shape
         states = np.empty((1, total, width), np.float32)
         logits = np.empty((1, 2), np.float32)
-        for start, end in chunks(total):
+        known = spans if ATTENTION_END in self.session.inputs else None
+        for start, end in chunks(total, spans=spans):
             deadline.check()
             hidden = np.empty((1, end - start, width), np.float32)
             past = columns.view()
@@ -58,7 +66,7 @@ class Gate:
             logits[:] = np.nan
             binding = self.session.binding()
             cache.bind(binding, self.layers)
-            bind_positions(binding, cache.length + start, end - start)
+            bind_positions(binding, cache.length, start, end, known)
             binding.input("inputs_embeds", np.ascontiguousarray(embeds[:, start:end]))
             binding.input("gate_past", past)
             binding.output("gate_present", present)

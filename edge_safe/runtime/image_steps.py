@@ -16,12 +16,14 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from edge_safe.errors import GateError, MediaError
+from edge_safe.runtime.image_grids import centred, cut, fitted, nearest_grid, roomiest_grid
 from edge_safe.runtime.image_io import MAX_PIXELS
 
 ByteImage = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
 
 Side = Annotated[int, Meta(ge=1, le=8192)]
+TileCount = Annotated[int, Meta(ge=1, le=64)]
 Byte = Annotated[int, Meta(ge=0, le=255)]
 Positive = Annotated[float, Meta(gt=0)]
 Resample = Literal["bilinear", "bicubic", "lanczos"]
@@ -79,7 +81,53 @@ class SplitIntoTiles(_Step, frozen=True, tag="split_into_tiles"):
     resample: Resample
 
 
-Step = Resize | ResizeShortestEdge | ResizeLongestEdge | PadToSquare | CenterCrop | SplitIntoTiles
+class SplitIntoGrid(_Step, frozen=True, tag="split_into_grid"):
+    """Tiles of size x size, row by row, and the whole picture squeezed to that size as the last.
+
+    The picture is stretched to the grid whose proportions are nearest to its own; of grids that
+    are equally near, to the larger one if the picture has more than half of its pixels. A grid of
+    one tile is the whole picture.
+
+    Attributes:
+        size: Side of a tile.
+        least: Tiles of a grid.
+        most: Likewise.
+        resample: For the grid and for the whole picture.
+    """
+
+    size: Side
+    least: TileCount
+    most: TileCount
+    resample: Resample
+
+
+class FitIntoGrid(_Step, frozen=True, tag="fit_into_grid"):
+    """The whole picture squeezed to size x size first, then tiles of size x size, row by row.
+
+    The picture fills that grid in one direction which keeps most of its pixels, and stands in the
+    middle of black.
+
+    Attributes:
+        size: Side of a tile.
+        grids: Rows and columns to choose from; the order decides between equals.
+        resample: For the grid and for the whole picture.
+    """
+
+    size: Side
+    grids: Annotated[list[tuple[TileCount, TileCount]], Meta(min_length=1)]
+    resample: Resample
+
+
+Step = (
+    Resize
+    | ResizeShortestEdge
+    | ResizeLongestEdge
+    | PadToSquare
+    | CenterCrop
+    | SplitIntoTiles
+    | SplitIntoGrid
+    | FitIntoGrid
+)
 
 
 class Pixels(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -121,11 +169,15 @@ class PixelValues:
         values: (tiles, 3, H, W) float32, red first.
         rows: See ``Tiles``.
         columns: See ``Tiles``.
+        height: Of the picture itself.
+        width: Likewise.
     """
 
     values: FloatArray
     rows: int
     columns: int
+    height: int
+    width: int
 
 
 def pixel_values(image: ByteImage, pixels: Pixels) -> PixelValues:
@@ -145,9 +197,8 @@ def pixel_values(image: ByteImage, pixels: Pixels) -> PixelValues:
     mean = np.array(pixels.image_mean, np.float32)
     std = np.array(pixels.image_std, np.float32)
     values = (stacked.astype(np.float32) - mean) / std
-    return PixelValues(
-        np.ascontiguousarray(values.transpose(0, 3, 1, 2)), tiles.rows, tiles.columns
-    )
+    values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+    return PixelValues(values, tiles.rows, tiles.columns, *image.shape[:2])
 
 
 def _apply(step: Step, tiles: Tiles) -> Tiles:
@@ -155,6 +206,10 @@ def _apply(step: Step, tiles: Tiles) -> Tiles:
     match step:
         case SplitIntoTiles():
             return _split(tiles.images[-1], step)
+        case SplitIntoGrid():
+            return _split_grid(tiles.images[-1], step)
+        case FitIntoGrid():
+            return _fit_grid(tiles.images[-1], step)
         case Resize():
             images = [_resize(t, step.height, step.width, step.resample) for t in tiles.images]
         case ResizeShortestEdge():
@@ -249,9 +304,26 @@ def _split(image: ByteImage, step: SplitIntoTiles) -> Tiles:
     rows, columns = height // size, width // size
     if rows == columns == 1:
         return Tiles((image,))
-    tiles = [
-        image[row * size : (row + 1) * size, column * size : (column + 1) * size]
-        for row in range(rows)
-        for column in range(columns)
-    ]
-    return Tiles((*tiles, _resize(image, size, size, step.resample)), rows, columns)
+    whole = _resize(image, size, size, step.resample)
+    return Tiles((*cut(image, size), whole), rows, columns)
+
+
+def _split_grid(image: ByteImage, step: SplitIntoGrid) -> Tiles:
+    size = step.size
+    height, width = image.shape[:2]
+    rows, columns = nearest_grid(height, width, size, step.least, step.most)
+    stretched = _resize(image, rows * size, columns * size, step.resample)
+    if rows == columns == 1:
+        return Tiles((stretched,))
+    whole = _resize(image, size, size, step.resample)
+    return Tiles((*cut(stretched, size), whole), rows, columns)
+
+
+def _fit_grid(image: ByteImage, step: FitIntoGrid) -> Tiles:
+    size = step.size
+    height, width = image.shape[:2]
+    grid = roomiest_grid(height, width, size, step.grids)
+    whole = _resize(image, size, size, step.resample)
+    resized = _resize(image, *fitted(height, width, size, grid), step.resample)
+    tiles = cut(centred(resized, grid[0] * size, grid[1] * size), size)
+    return Tiles((whole, *tiles), *grid)

@@ -7,12 +7,14 @@ placeholder once per feature.
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import Annotated
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 
+from edge_safe.runtime.any_resolution import map_size, pack
 from edge_safe.runtime.image_steps import FloatArray, PixelValues
 from edge_safe.runtime.tokens import Piece, Trusted
 
@@ -51,7 +53,33 @@ class TileRows(_Layout, frozen=True, tag="tile_rows"):
     whole: Marker
 
 
-Layout = Plain | TileRows
+class Enclosed(_Layout, frozen=True, tag="enclosed"):
+    """The features of all tiles, one tile after the other, between two markers.
+
+    Attributes:
+        tokens: Features of a tile.
+        before: Stands before the first tile.
+        after: Stands behind the last one.
+    """
+
+    tokens: Count
+    before: Marker
+    after: Marker
+
+
+class AnyResolution(_Layout, frozen=True, tag="any_resolution"):
+    """The whole picture's features, then those of its tiles as the lines of one map.
+
+    Attributes:
+        tokens: Features of a tile; the graph gives the line break as one more.
+        most: Tiles whose features a map may have; a larger map is made smaller.
+    """
+
+    tokens: Count
+    most: Annotated[int, Meta(ge=1, le=64)]
+
+
+Layout = Plain | TileRows | Enclosed | AnyResolution
 
 
 def markers(layout: Layout) -> list[str]:
@@ -61,8 +89,26 @@ def markers(layout: Layout) -> list[str]:
             places = range(1, MARKED + 1)
             rows = [f"<row_{row}_col_{column}>" for row in places for column in places]
             return [layout.around, layout.whole, *rows]
-        case Plain():
+        case Enclosed():
+            # White space beside a marker is plain text.
+            return [layout.before.strip(), layout.after.strip()]
+        case Plain() | AnyResolution():
             return []
+
+
+def rows_of_tile(layout: Layout) -> int:
+    """What the graph gives for one tile."""
+    return layout.tokens + isinstance(layout, AnyResolution)
+
+
+def count_features(layout: Layout, pixels: PixelValues) -> int:
+    """Features that a picture takes in the prompt, its markers not counted."""
+    if not isinstance(layout, AnyResolution):
+        return len(pixels.values) * layout.tokens
+    if not pixels.rows:
+        return layout.tokens + 1
+    _, (rows, columns) = map_size(pixels, isqrt(layout.tokens), layout.most)
+    return layout.tokens + rows * (columns + 1)
 
 
 def lay_out(layout: Layout, pixels: PixelValues, features: FloatArray) -> list[Piece]:
@@ -70,8 +116,13 @@ def lay_out(layout: Layout, pixels: PixelValues, features: FloatArray) -> list[P
     match layout:
         case Plain():
             return [np.concatenate(list(features))]
+        case Enclosed():
+            joined = np.concatenate(list(features))
+            return [Trusted(layout.before), joined, Trusted(layout.after)]
         case TileRows():
             return _tile_rows(layout, pixels, features)
+        case AnyResolution():
+            return [pack(pixels, features, layout.most)]
 
 
 def _tile_rows(layout: TileRows, pixels: PixelValues, features: FloatArray) -> list[Piece]:

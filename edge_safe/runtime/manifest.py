@@ -6,7 +6,7 @@ It knows the shape of the file and where paths may lead. It opens nothing but th
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -53,6 +53,11 @@ class Graph(_Record, frozen=True):
     precision: str
 
 
+Bidirectional = Literal["none", "image", "prompt"]
+"""Which positions see each other, not only those before them: of one picture, or of one turn's
+prompt."""
+
+
 class ModelInfo(_Record, frozen=True):
     """What the engine has to know of the language model."""
 
@@ -64,6 +69,7 @@ class ModelInfo(_Record, frozen=True):
     context_length: int
     eos_token_ids: list[int]
     pad_token_id: int
+    bidirectional: Bidirectional = "none"
 
 
 class AttentionInfo(_Record, frozen=True):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,8 +17,10 @@ from edge_safe.runtime.calibration import Modality, way_in
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.engine import Engine, Judged, State, failed
 from edge_safe.runtime.families.base import Family
+from edge_safe.runtime.manifest import Bidirectional
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.policy import Policy
+from edge_safe.runtime.prefill import Span
 from edge_safe.runtime.prompt import Message, PromptBuilder, positions, token_ids
 from edge_safe.runtime.reply import Reply, Timing, Usage
 from edge_safe.runtime.sampler import Sampling
@@ -40,6 +43,8 @@ class Prompt:
         question: (Q, d) the same conversation without the answer that was begun, None where no
             answer was.
         modality: The way in of all that the gate will have seen.
+        spans: Of the T positions, those that see each other.
+        question_spans: Of the Q positions likewise.
     """
 
     embeds: Array
@@ -47,6 +52,8 @@ class Prompt:
     usage: Usage
     question: Array | None = None
     modality: Modality = "text"
+    spans: list[Span] = field(default_factory=list)
+    question_spans: list[Span] = field(default_factory=list)
 
 
 class Requests:
@@ -66,6 +73,7 @@ class Requests:
         self.builder = builder
         self.policy = policy
         self.context_length = bundle.manifest.model.context_length
+        self._bidirectional = bundle.manifest.model.bidirectional
         self._tokens = tokens
         self._family = family
 
@@ -127,6 +135,8 @@ class Requests:
             usage,
             None if question is None else self._embed(question),
             way_in(message.modality for message in messages),
+            find_spans(arrays, self._bidirectional),
+            find_spans(question or [], self._bidirectional),
         )
 
     def _embed(self, arrays: Sequence[Array]) -> Array:
@@ -217,14 +227,24 @@ class Requests:
         encoded = time.perf_counter()
         if prompt.question is not None:
             before = state.lengths()
-            judged = self._judge(prompt.question, prompt.modality, state, deadline)
+            judged = self._judge(
+                prompt.question, prompt.modality, state, deadline, prompt.question_spans
+            )
             if judged.verdict.decision is not Decision.ALLOW:
                 return prompt, judged, encoded
             state.rewind(before)
-        return prompt, self._judge(prompt.embeds, prompt.modality, state, deadline), encoded
+        judged = self._judge(prompt.embeds, prompt.modality, state, deadline, prompt.spans)
+        return prompt, judged, encoded
 
-    def _judge(self, embeds: Array, modality: Modality, state: State, deadline: Deadline) -> Judged:
-        return self.engine.judge(embeds, state, self.policy, deadline, modality)
+    def _judge(
+        self,
+        embeds: Array,
+        modality: Modality,
+        state: State,
+        deadline: Deadline,
+        spans: Sequence[Span],
+    ) -> Judged:
+        return self.engine.judge(embeds, state, self.policy, deadline, modality, spans)
 
     def _reply(
         self,
@@ -254,3 +274,19 @@ class Requests:
                 total_ms=(time.perf_counter() - started) * 1000.0,
             ),
         )
+
+
+def find_spans(arrays: Sequence[Array], bidirectional: Bidirectional) -> list[Span]:
+    """New positions that see each other.
+
+    Args:
+        arrays: What a prompt was built of; each picture is one array of embeddings.
+        bidirectional: What the language model's positions see.
+    """
+    total = positions(arrays)
+    if bidirectional == "prompt":
+        return [(0, total)] if total else []
+    if bidirectional == "none":
+        return []
+    ends = list(itertools.accumulate(map(len, arrays)))
+    return [(end - len(a), end) for a, end in zip(arrays, ends, strict=True) if a.ndim == 2]

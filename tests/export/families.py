@@ -10,6 +10,8 @@ import torch
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Phi3Config,
@@ -102,6 +104,14 @@ def gemma3_text(**changes: Any) -> PreTrainedModel:
     return model
 
 
+def gemma(**changes: Any) -> PreTrainedModel:
+    """Untied, as its small rows scaled up would repeat the last word for ever; one key head."""
+    own = {"tie_word_embeddings": False, "head_dim": 32, "num_key_value_heads": 1}
+    model = GemmaForCausalLM(GemmaConfig(**SIZES | own | changes))
+    model.get_input_embeddings().weight.data *= 0.2
+    return model
+
+
 def phi3(**changes: Any) -> PreTrainedModel:
     """Untied, a window in every layer, half of each head rotated."""
     own = {
@@ -120,6 +130,7 @@ def phi3(**changes: Any) -> PreTrainedModel:
 
 
 FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
+    "gemma": gemma,
     "gemma3_text": gemma3_text,
     "mistral": mistral,
     "phi3": phi3,
@@ -131,6 +142,7 @@ FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
 # The same families otherwise: tied where the first is not, without windows, with biases.
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
 OTHERWISE: dict[str, dict[str, Any]] = {
+    "gemma": {"tie_word_embeddings": True, "attention_bias": True, "num_key_value_heads": 4},
     "gemma3_text": {
         "tie_word_embeddings": False,
         "final_logit_softcapping": 4.0,

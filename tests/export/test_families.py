@@ -111,6 +111,7 @@ def test_another_activation_is_refused() -> None:
 
 def test_families_are_files() -> None:
     assert family_names() == [
-        "gemma3_text", "idefics3", "llama", "llava", "mistral", "pebble", "phi3", "qwen2",
-        "qwen2_audio", "qwen3", "smollm3", "smolvlm", "voxtral",
+        "gemma", "gemma3", "gemma3_text", "idefics3", "internvl", "llama", "llava",
+        "llava_onevision", "mistral", "paligemma", "pebble", "phi3", "qwen2", "qwen2_audio",
+        "qwen3", "smollm3", "smolvlm", "voxtral",
     ]  # fmt: skip

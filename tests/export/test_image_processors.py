@@ -16,17 +16,35 @@ import pytest
 from PIL import Image
 from transformers.image_utils import load_image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from edge_safe.errors import ExportError
-from edge_safe.export.image_processors import one_square, read_image_processor, tiles_and_whole
+from edge_safe.export.image_processors import (
+    grid_and_thumbnail,
+    grid_in_any_resolution,
+    one_square,
+    padded_square,
+    read_image_processor,
+    tiles_and_whole,
+)
 from edge_safe.runtime.image_io import read_image
 from edge_safe.runtime.image_steps import Pixels, pixel_values
 
 LLAVA = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+
+GRIDS = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3)]
+ONEVISION = partial(
+    LlavaOnevisionImageProcessorPil, image_grid_pinpoints=[[384 * r, 384 * c] for r, c in GRIDS]
+)
+TILE = {"height": 448, "width": 448}
 
 
 def smolvlm(**changes: Any) -> Any:
@@ -45,9 +63,26 @@ PROCESSORS: dict[str, tuple[Callable[[], Any], Callable[[Any, int], Pixels], int
         384,
     ),
     "idefics3": (Idefics3ImageProcessorPil, tiles_and_whole, 364),
+    "internvl": (partial(GotOcr2ImageProcessorPil, size=TILE), grid_and_thumbnail, 448),
+    "internvl with few tiles": (
+        partial(GotOcr2ImageProcessorPil, size=TILE, min_patches=2, max_patches=4),
+        grid_and_thumbnail,
+        448,
+    ),
+    "gemma3": (
+        partial(Gemma3ImageProcessorPil, size={"height": 448, "width": 448}),
+        one_square,
+        448,
+    ),
+    "llava_onevision alone": (ONEVISION, grid_in_any_resolution, 384),
+    "llava_onevision of several": (ONEVISION, padded_square, 384),
     "smolvlm": (smolvlm, tiles_and_whole, 512),
     "smolvlm whole": (partial(smolvlm, do_image_splitting=False), tiles_and_whole, 512),
 }
+
+
+# Steps that other rows have as well.
+SLOW = ("gemma3", "internvl with few tiles", "llava_onevision of several")
 
 
 def noise(height: int, width: int, *channels: int) -> np.ndarray:
@@ -85,18 +120,29 @@ def check(image: Any, expected: Any, name: str) -> None:
     make, convert, side = PROCESSORS[name]
     processor = make()
     found = pixel_values(read_image(image), convert(processor, side))
-    options = {"return_row_col_info": True} if convert is tiles_and_whole else {}
-    golden = processor([expected], return_tensors="np", **options)
+    rows = convert is tiles_and_whole
+    # As InternVLProcessor asks for.
+    grid = {"crop_to_patches": True} if convert is grid_and_thumbnail else {}
+    options = {"return_row_col_info": True} if rows else grid
+    given = [expected]
+    if convert is padded_square:
+        # Two pictures of one conversation.
+        given = [[expected, expected]]
+    golden = processor(given, return_tensors="np", **options)
+    if convert is padded_square:
+        golden["pixel_values"] = golden["pixel_values"][0]
     values = golden["pixel_values"].reshape(-1, *golden["pixel_values"].shape[-3:])
     np.testing.assert_array_equal(found.values, values)
-    if options:
+    if rows:
         assert (found.rows, found.columns) == (golden["rows"][0][0], golden["cols"][0][0])
     assert found.values.dtype == np.float32
     assert found.values.shape[2:] == (side, side)
 
 
 @pytest.mark.parametrize("picture", PICTURES)
-@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PROCESSORS]
+)
 def test_pixel_values_are_transformers(name: str, picture: str) -> None:
     image = PICTURES[picture]()
     check(image, image, name)

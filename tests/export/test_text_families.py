@@ -154,6 +154,7 @@ REFUSED = {
     "activation": ("smollm3", {"hidden_act": "relu"}, "'relu'.*silu, gelu_pytorch_tanh"),
     "gemma's activation": ("gemma3_text", {"hidden_activation": "gelu"}, "'gelu'.*silu, gelu_py"),
     "soft caps": ("gemma3_text", {"attn_logit_softcapping": 50.0}, "softcapping is 50.0.*null"),
+    "both directions in gemma": ("gemma", {"use_bidirectional_attention": True}, "bidirectional"),
     "both directions": ("gemma3_text", {"use_bidirectional_attention": True}, "bidirectional"),
     "chunks": ("qwen3", {"layer_types": ["chunked_attention"] * 4}, "'chunked_attention'.*full_"),
     "no window": ("qwen2", {"use_sliding_window": False}, "sliding_window of at least 1, not None"),

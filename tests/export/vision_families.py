@@ -11,25 +11,47 @@ from typing import Any
 import torch
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3Processor,
+    Gemma3TextConfig,
+    GemmaConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionProcessor,
     LlavaProcessor,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
     PreTrainedModel,
+    ProcessorMixin,
     Qwen2Config,
+    Qwen3Config,
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from tests.conftest import VOCABULARY, write_checkpoint
-from tests.export.families import EXIT_LAYER, SIZES
+from tests.export.families import EXIT_LAYER, FULL, SIZES, SLIDING, WINDOW
 
 IMAGE = "<image>"
 TILE_MARKERS = tuple(f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4))
@@ -59,17 +81,52 @@ SMOLVLM_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
+# As InternVL 3's: pictures in front of the words, each on a line of its own.
+INTERNVL_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{{ '<|safe|>' }}{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+# As Gemma 3's, whose template writes the first marker of a picture.
+GEMMA3_TEMPLATE = (
+    "{{ '<|endoftext|>' }}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{{ '<|safe|>' }}{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<start_of_image>' }}{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+)
+
+# As LLaVA-OneVision's: pictures behind the role, the words on a line of their own.
+ONEVISION_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
+    "{{ '\n' }}{% if message['role'] == 'assistant' %}{{ '<|safe|>' }}{% endif %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "<|im_end|>{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
 
 @dataclass(frozen=True)
 class Tiny:
-    """One family: how its model is made, its special tokens, its template and its processor."""
+    """One family: how its model is made, its special tokens, its template and its processor.
+
+    ``first`` is what its tokenizer puts in front of a text; ``named`` are special tokens by the
+    names the processor has for them.
+    """
 
     make: Callable[..., PreTrainedModel]
     special: tuple[str, ...]
-    template: str
+    template: str | None
     image_processor: Callable[[], Any]
     processor: Callable[[Any, Any], Any]
     first: str | None = None
+    named: tuple[tuple[str, str], ...] = ()
 
 
 def sizes(special: tuple[str, ...]) -> dict[str, Any]:
@@ -78,6 +135,7 @@ def sizes(special: tuple[str, ...]) -> dict[str, Any]:
 
 CLIP = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 CLIP |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 7}
+SIGLIP = CLIP | {"hidden_act": "gelu_pytorch_tanh"}
 LLAVA_SPECIAL = (IMAGE,)
 IDEFICS_SPECIAL = (
     IMAGE, "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *TILE_MARKERS,
@@ -92,6 +150,15 @@ def llava(**changes: Any) -> PreTrainedModel:
         "image_token_index": VOCABULARY,
     }
     return LlavaForConditionalGeneration(LlavaConfig(**own | changes))
+
+
+INTERNVL_SPECIAL = ("<IMG_CONTEXT>", "<img>", "</img>", "<video>")
+INTERNVL_NAMED = (
+    ("context_image_token", "<IMG_CONTEXT>"),
+    ("start_image_token", "<img>"),
+    ("end_image_token", "</img>"),
+    ("video_token", "<video>"),
+)
 
 
 def idefics3(**changes: Any) -> PreTrainedModel:
@@ -119,6 +186,87 @@ def smolvlm(**changes: Any) -> PreTrainedModel:
     return SmolVLMForConditionalGeneration(SmolVLMConfig(**own | changes))
 
 
+INTERN_VISION = CLIP | {"image_size": (28, 28), "patch_size": (7, 7), "attention_bias": True}
+
+
+def internvl(**changes: Any) -> PreTrainedModel:
+    """Tiles of 28 pixels become 4 features each; biases, no norms of queries and keys."""
+    own = {
+        "vision_config": INTERN_VISION,
+        "text_config": Qwen2Config(**sizes(INTERNVL_SPECIAL)),
+        "image_token_id": VOCABULARY,
+        "tie_word_embeddings": False,
+    }
+    return InternVLForConditionalGeneration(InternVLConfig(**own | changes))
+
+
+GEMMA3_SPECIAL = ("<image_soft_token>", "<start_of_image>", "<end_of_image>")
+GEMMA3_NAMED = (
+    ("image_token", "<image_soft_token>"),
+    ("boi_token", "<start_of_image>"),
+    ("eoi_token", "<end_of_image>"),
+)
+GEMMA3_TEXT = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": WINDOW,
+    "layer_types": [SLIDING, FULL, SLIDING, FULL],
+    "rope_parameters": {
+        FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+        SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+
+
+def gemma3(**changes: Any) -> PreTrainedModel:
+    """A picture has 16 features, more than a window holds; the rows of the embedding are small."""
+    own = {
+        "vision_config": SiglipVisionConfig(**SIGLIP | {"image_size": 32, "patch_size": 4}),
+        "text_config": Gemma3TextConfig(**sizes(GEMMA3_SPECIAL) | GEMMA3_TEXT),
+        "image_token_index": VOCABULARY,
+        "boi_token_index": VOCABULARY + 1,
+        "eoi_token_index": VOCABULARY + 2,
+        "mm_tokens_per_image": 16,
+    }
+    model = Gemma3ForConditionalGeneration(Gemma3Config(**own | changes))
+    model.get_input_embeddings().weight.data *= 0.2
+    return model
+
+
+ONEVISION_SPECIAL = (IMAGE, "<video>")
+# Height and width of the grids, in pixels; tiles of 28.
+PINPOINTS = [[28 * r, 28 * c] for r, c in ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (3, 1), (3, 3))]
+
+
+def llava_onevision(**changes: Any) -> PreTrainedModel:
+    """Tiles of 28 pixels become 16 features each; maps of more than 2 tiles are made smaller."""
+    own = {
+        "vision_config": SiglipVisionConfig(**SIGLIP),
+        "text_config": Qwen2Config(**sizes(ONEVISION_SPECIAL)),
+        "image_token_index": VOCABULARY,
+        "video_token_index": VOCABULARY + 1,
+        "image_grid_pinpoints": PINPOINTS,
+        "vision_aspect_ratio": "anyres_max_2",
+    }
+    return LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig(**own | changes))
+
+
+def paligemma(**changes: Any) -> PreTrainedModel:
+    """A picture has 16 features; the rows of the embedding are small."""
+    text = sizes(LLAVA_SPECIAL) | {"head_dim": 32, "num_key_value_heads": 1}
+    own = {
+        "vision_config": SiglipVisionConfig(**SIGLIP),
+        "text_config": GemmaConfig(**text),
+        "image_token_index": VOCABULARY,
+        "projection_dim": 64,
+        # Tied, and with so much of a picture in front, it would repeat one word.
+        "tie_word_embeddings": False,
+    }
+    model = PaliGemmaForConditionalGeneration(PaliGemmaConfig(**own | changes))
+    model.get_input_embeddings().weight.data *= 0.2
+    return model
+
+
 def llava_processor(images: Any, tokenizer: Any) -> Any:
     return LlavaProcessor(
         images,
@@ -137,15 +285,113 @@ def idefics_processor(images: Any, tokenizer: Any) -> Any:
     )
 
 
+class PicturesOnly(ProcessorMixin):
+    """A processor without its part for videos, which needs a package of its own."""
+
+    def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
+        if name == "video_processor":
+            return None
+        return super().check_argument_for_proper_class(name, argument)
+
+
+class InternVLPictures(PicturesOnly, InternVLProcessor):
+    pass
+
+
+def internvl_processor(images: Any, tokenizer: Any) -> Any:
+    return InternVLPictures(
+        images, tokenizer, image_seq_length=4, chat_template=tokenizer.chat_template
+    )
+
+
+def gemma3_processor(images: Any, tokenizer: Any) -> Any:
+    return Gemma3Processor(
+        images, tokenizer, image_seq_length=16, chat_template=tokenizer.chat_template
+    )
+
+
+class PaliGemmaChat(PaliGemmaProcessor):
+    """The processor for messages: pictures, then words; without pictures what is left of both."""
+
+    def apply_chat_template(self, messages: Any, **_: Any) -> Any:
+        (message,) = messages
+        pictures = [p["image"] for p in message["content"] if p["type"] == "image"]
+        (text,) = [p["text"] for p in message["content"] if p["type"] == "text"]
+        if pictures:
+            return self(
+                images=[pictures], text="<image>" * len(pictures) + text, return_tensors="pt"
+            )
+        return self.tokenizer(
+            f"{self.tokenizer.bos_token}{text}\n", add_special_tokens=False, return_tensors="pt"
+        )
+
+
+def paligemma_processor(images: Any, tokenizer: Any) -> Any:
+    images.image_seq_length = 16
+    # Tokens for places and shapes are no part of the tiny vocabulary.
+    tokenizer.add_tokens = lambda tokens: None
+    return PaliGemmaChat(images, tokenizer)
+
+
+class TurnImages(LlavaOnevisionImageProcessorPil):
+    """Told of the pictures in each turn, takes each turn for a conversation of its own.
+
+    transformers pads every picture of a conversation with several, whichever turn it is in.
+    """
+
+    turns: tuple[int, ...] = ()
+
+    def preprocess(self, images: Any, **options: Any) -> Any:
+        if len(self.turns) > 1:
+            rest = [image for conversation in images for image in conversation]
+            images = [[rest.pop(0) for _ in range(count)] for count in self.turns]
+        return super().preprocess(images, **options)
+
+
+class OneVisionPictures(PicturesOnly, LlavaOnevisionProcessor):
+    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
+        counts = [sum(p["type"] == "image" for p in m["content"]) for m in messages]
+        self.image_processor.turns = tuple(filter(None, counts))
+        return super().apply_chat_template(messages, **options)
+
+
+def onevision_processor(images: Any, tokenizer: Any) -> Any:
+    images.__class__ = TurnImages
+    return OneVisionPictures(
+        images,
+        tokenizer,
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_2",
+        chat_template=tokenizer.chat_template,
+    )
+
+
 TILES = {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 32}}
 SQUARE = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
 VISION_FAMILIES: dict[str, Tiny] = {
+    "gemma3": Tiny(
+        gemma3,
+        GEMMA3_SPECIAL,
+        GEMMA3_TEMPLATE,
+        lambda: Gemma3ImageProcessorPil(size={"height": 32, "width": 32}),
+        gemma3_processor,
+        named=GEMMA3_NAMED,
+    ),
     "idefics3": Tiny(
         idefics3,
         IDEFICS_SPECIAL,
         SMOLVLM_TEMPLATE,
         lambda: Idefics3ImageProcessorPil(**TILES),
         idefics_processor,
+    ),
+    "internvl": Tiny(
+        internvl,
+        INTERNVL_SPECIAL,
+        INTERNVL_TEMPLATE,
+        lambda: GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}, max_patches=6),
+        internvl_processor,
+        named=INTERNVL_NAMED,
     ),
     "llava": Tiny(
         llava,
@@ -154,6 +400,24 @@ VISION_FAMILIES: dict[str, Tiny] = {
         lambda: LlavaImageProcessorPil(**SQUARE),
         llava_processor,
         first="<|endoftext|>",
+    ),
+    "llava_onevision": Tiny(
+        llava_onevision,
+        ONEVISION_SPECIAL,
+        ONEVISION_TEMPLATE,
+        lambda: LlavaOnevisionImageProcessorPil(
+            size={"height": 28, "width": 28}, image_grid_pinpoints=PINPOINTS
+        ),
+        onevision_processor,
+    ),
+    "paligemma": Tiny(
+        paligemma,
+        LLAVA_SPECIAL,
+        None,
+        lambda: SiglipImageProcessorPil(size={"height": 28, "width": 28}),
+        paligemma_processor,
+        first="<|endoftext|>",
+        named=(("image_token", IMAGE),),
     ),
     "smolvlm": Tiny(
         smolvlm,
@@ -165,7 +429,6 @@ VISION_FAMILIES: dict[str, Tiny] = {
 }
 
 # Other shapes of the same families, and what has to be told to the image processor of each.
-SIGLIP = CLIP | {"hidden_act": "gelu_pytorch_tanh"}
 OTHERWISE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llava with siglip, several layers": (
         "llava",
@@ -181,6 +444,45 @@ OTHERWISE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "llava",
         {"text_config": Qwen2Config(**sizes(LLAVA_SPECIAL)), "multimodal_projector_bias": False},
         {"do_pad": True},
+    ),
+    "internvl with other norms": (
+        "internvl",
+        {
+            "vision_config": INTERN_VISION
+            | {"norm_type": "rms_norm", "use_qk_norm": True, "use_mean_pooling": False},
+            "text_config": LlamaConfig(**sizes(INTERNVL_SPECIAL)),
+        },
+        {},
+    ),
+    "internvl from an earlier layer": (
+        "internvl",
+        {
+            "vision_config": INTERN_VISION | {"use_absolute_position_embeddings": False},
+            "vision_feature_layer": -2,
+            "downsample_ratio": 0.25,
+            "text_config": Qwen3Config(**sizes(INTERNVL_SPECIAL), head_dim=32),
+            "projector_hidden_act": "gelu_pytorch_tanh",
+        },
+        {},
+    ),
+    "gemma3 with few features, untied": (
+        "gemma3",
+        {
+            "mm_tokens_per_image": 4,
+            "tie_word_embeddings": False,
+        },
+        {},
+    ),
+    "llava_onevision with clip and maps as they are": (
+        "llava_onevision",
+        {
+            "vision_config": CLIPVisionConfig(**CLIP),
+            "vision_feature_select_strategy": "default",
+            "vision_feature_layer": [-2, 1],
+            "vision_aspect_ratio": "anyres_max_9",
+            "text_config": LlamaConfig(**sizes(ONEVISION_SPECIAL)),
+        },
+        {},
     ),
     "idefics3 without tiles": ("idefics3", {"scale_factor": 4}, {"do_image_splitting": False}),
 }
@@ -209,6 +511,10 @@ def write_vision_family(
     if pictures:
         path = folder / "preprocessor_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | pictures))
+    if tiny.named:
+        path = folder / "tokenizer_config.json"
+        named = {"model_specific_special_tokens": dict(tiny.named)}
+        path.write_text(json.dumps(json.loads(path.read_text()) | named))
     if tiny.first is not None:
         add_first_token(folder, tiny.first)
     return folder

@@ -76,7 +76,7 @@ def test_chunks_cannot_change_verdict_or_answer(
     whole_state = engine.new_state()
     whole = engine.judge(engine.embed(ids), whole_state, ALLOW, Deadline(None))
     expected = engine.open(whole, whole_state)
-    monkeypatch.setattr(prefill.chunks, "__defaults__", (size,))
+    monkeypatch.setattr(prefill.chunks, "__defaults__", (size, ()))
     state = engine.new_state()
     judged = engine.judge(engine.embed(ids), state, ALLOW, Deadline(None))
     assert judged.verdict.p_unsafe == pytest.approx(whole.verdict.p_unsafe, abs=1e-5)

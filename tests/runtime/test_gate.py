@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edge_safe.errors import GateError
 from edge_safe.runtime.gate import judge
 from edge_safe.runtime.manifest import StageCalibration
-from edge_safe.runtime.prefill import chunks
+from edge_safe.runtime.prefill import attention_ends, chunks
 from edge_safe.runtime.verdict import Decision
 
 
@@ -64,3 +64,39 @@ def test_chunks_cover_everything_and_end_with_two(total: int, size: int) -> None
     assert [i for start, end in pieces for i in range(start, end)] == list(range(total))
     assert all(end - start <= size for start, end in pieces)
     assert pieces[-1][1] - pieces[-1][0] >= 2
+
+
+def spans_of(lengths: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans from the lengths of gaps and of spans."""
+    spans, at = [], 0
+    for gap, length in lengths:
+        spans.append((at + gap, at + gap + length))
+        at += gap + length
+    return spans
+
+
+LENGTHS = st.lists(st.tuples(st.integers(0, 90), st.integers(1, 120)), min_size=1, max_size=6)
+
+
+@given(LENGTHS, st.integers(1, 40), st.integers(2, 100))
+def test_no_chunk_cuts_a_span(lengths: list[tuple[int, int]], rest: int, size: int) -> None:
+    spans = spans_of(lengths)
+    total = spans[-1][1] + rest
+    pieces = chunks(total, size, spans)
+    assert [i for start, end in pieces for i in range(start, end)] == list(range(total))
+    edges = {end for _, end in pieces}
+    assert not any(first < edge < stop for first, stop in spans for edge in edges)
+    assert total == 1 or pieces[-1][1] - pieces[-1][0] >= 2
+
+
+@given(LENGTHS, st.integers(1, 40), st.integers(0, 300), st.integers(2, 100))
+def test_every_position_of_a_span_sees_its_last_one(
+    lengths: list[tuple[int, int]], rest: int, past: int, size: int
+) -> None:
+    spans = spans_of(lengths)
+    total = spans[-1][1] + rest
+    found = np.concatenate(
+        [attention_ends(past, *piece, spans)[0] for piece in chunks(total, size, spans)]
+    )
+    last = {i: stop - 1 for first, stop in spans for i in range(first, stop)}
+    assert found.tolist() == [past + last.get(i, i) for i in range(total)]

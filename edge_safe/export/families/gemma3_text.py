@@ -67,7 +67,7 @@ def gemma3_spec(config: Any) -> DecoderSpec:
     )
 
 
-def _norms_around_one(tensor: TensorSource, _: DecoderSpec) -> TensorSource:
+def norms_around_one(tensor: TensorSource, _: DecoderSpec) -> TensorSource:
     """Norm weights as the graphs take them: Gemma stores what is added to 1."""
 
     def shifted(name: str) -> FloatArray:
@@ -77,4 +77,4 @@ def _norms_around_one(tensor: TensorSource, _: DecoderSpec) -> TensorSource:
     return shifted
 
 
-TEXT = TextFamily(gemma3_spec, _norms_around_one)
+TEXT = TextFamily(gemma3_spec, norms_around_one)

@@ -12,7 +12,7 @@ from edge_safe.export.families.base import Opened, Tower
 from edge_safe.export.image_processors import read_image_processor, tiles_and_whole
 from edge_safe.export.towers.modules import Layers
 from edge_safe.export.towers.squares import square_tower
-from edge_safe.export.towers.vision_transformer import check_vision, square_states
+from edge_safe.export.towers.vision_transformer import check_vision, shuffled, square_states
 from edge_safe.export.vision_language import Pictures, VisionFamily, open_vision
 from edge_safe.runtime.image_tokens import TileRows
 
@@ -45,18 +45,9 @@ def _emit(model: Any, layers: Layers, x: str) -> str:
     tower, connector = model.model.vision_model, model.model.connector
     (x,) = square_states(layers, x, tower, [tower.config.num_hidden_layers])
     x = layers.layer_norm(x, tower.post_layernorm, "post_norm")
-    x = _shuffled(layers, x, tower.config, connector.scale_factor)
+    side = tower.config.image_size // tower.config.patch_size
+    x = shuffled(layers, x, side, tower.config.hidden_size, connector.scale_factor)
     return layers.linear(x, connector.modality_projection.proj, "projector")
-
-
-def _shuffled(layers: Layers, x: str, config: Any, factor: int) -> str:
-    """(tiles, s * s, c) -> (tiles, s * s / f², c f²): f x f neighbours become one state."""
-    g, side, width = layers.g, config.image_size // config.patch_size, config.hidden_size
-    less, name = side // factor, "shuffle"
-    cells = g.constant([-1, less, factor, less, factor, width])
-    x = g.op("Reshape", [x, cells], scope=name)
-    x = g.op("Transpose", [x], scope=name, perm=[0, 1, 3, 2, 4, 5])
-    return g.op("Reshape", [x, g.constant([-1, less * less, factor**2 * width])], scope=name)
 
 
 def _features(model: Any, pixel_values: Tensor) -> Tensor:

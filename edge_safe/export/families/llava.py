@@ -33,16 +33,16 @@ def _describe(config: Any, folder: Path) -> Pictures:
     vision = config.vision_config
     check_vision(vision, TOWERS)
     check_activation(config.projector_hidden_act)
-    _depths(config)
+    depths(config)
     states = (vision.image_size // vision.patch_size) ** 2
     states += vision.model_type == "clip_vision_model"
     return Pictures(
         pixels=one_square(read_image_processor(folder), vision.image_size),
-        layout=Plain(states - _skipped(config)),
+        layout=Plain(states - skipped(config)),
     )
 
 
-def _depths(config: Any) -> list[int]:
+def depths(config: Any) -> list[int]:
     """Numbers of layers behind which states are taken; negative indices count from the end.
 
     Raises:
@@ -58,16 +58,17 @@ def _depths(config: Any) -> list[int]:
     return [index % count for index in indices]
 
 
-def _skipped(config: Any) -> int:
+def skipped(config: Any) -> int:
     """How many states are left out in front: the class embedding's, or none."""
     return int(config.vision_feature_select_strategy == "default")
 
 
-def _emit(model: Any, layers: Layers, x: str) -> str:
+def emit(model: Any, layers: Layers, x: str) -> str:
+    """Tower and projector, (tiles, 3, side, side) -> (tiles, tokens, d)."""
     config, g = model.config, layers.g
-    states = square_states(layers, x, model.model.vision_tower, _depths(config))
+    states = square_states(layers, x, model.model.vision_tower, depths(config))
     x = states[0] if len(states) == 1 else g.op("Concat", states, scope="states", axis=-1)
-    if _skipped(config):
+    if skipped(config):
         ends = [g.constant([1]), g.constant([2**31 - 1]), g.constant([1])]
         x = g.op("Slice", [x, *ends], scope="states")
     projector = model.model.multi_modal_projector
@@ -82,7 +83,7 @@ def _features(model: Any, pixel_values: Tensor) -> Tensor:
 
 def _tower(model: Any, pictures: Pictures) -> Tower:
     side, width = model.config.vision_config.image_size, model.config.text_config.hidden_size
-    return square_tower(model, side, pictures.layout.tokens, width, _emit, _features)
+    return square_tower(model, side, pictures.layout.tokens, width, emit, _features)
 
 
 FAMILY = VisionFamily(_describe, "model.language_model.", _tower)

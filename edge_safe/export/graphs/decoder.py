@@ -112,7 +112,7 @@ def gate_graph(
     g = GraphBuilder("gate")
     shape: list[int | str] = ["batch", "sequence", spec.hidden_size]
     residual = g.input("inputs_embeds", FLOAT, shape)
-    common = common_inputs(g, weights.ropes)
+    common = common_inputs(g, weights.ropes, spans=spec.bidirectional != "none")
     g.output("hidden_states", FLOAT, shape)
     delta = ""
     for index in range(exit_layer):
@@ -145,7 +145,7 @@ def decoder_graph(
     g = GraphBuilder("decoder")
     name = "inputs_embeds" if first_layer is None else "hidden_states"
     residual = g.input(name, FLOAT, ["batch", "sequence", spec.hidden_size])
-    common = common_inputs(g, weights.ropes)
+    common = common_inputs(g, weights.ropes, spans=spec.bidirectional != "none")
     g.output("logits", FLOAT, ["batch", 1, spec.vocab_size])
     g.output("verdict_logits", FLOAT, ["batch", 2])
     delta = ""

@@ -10,6 +10,7 @@ import numpy as np
 from edge_safe.export.cache_format import CacheFormat
 from edge_safe.export.graphs.builder import FLOAT, FLOAT16, INT8, INT32, INT64, GraphBuilder
 from edge_safe.export.graphs.matrices import Matrix, linear, store_lattice, store_linear
+from edge_safe.export.graphs.spans import HIDDEN, Heads, Places, over_spans
 from edge_safe.export.graphs.spec import (
     Activation,
     DecoderSpec,
@@ -20,10 +21,9 @@ from edge_safe.export.graphs.spec import (
 from edge_safe.export.graphs.store import Stored, WeightStore
 from edge_safe.export.packing import Lattice
 from edge_safe.export.quantization import MatrixFormat
+from edge_safe.runtime.prefill import ATTENTION_END
 
-# A score at which a position counts nothing. Finite: a row of nothing else stays a number.
-HIDDEN = -3.0e38
-# The same for float16, which ends at 65504.
+# A score at which a position counts nothing in float16, which ends at 65504.
 HALF_REACH = 6.0e4
 
 CACHE_TYPES = {"fp32": FLOAT, "fp16": FLOAT16, "int8": INT8}
@@ -90,6 +90,7 @@ class Common:
         total: int32 scalar, columns of the mask.
         position_ids: (B, S) int64.
         ropes: The tables, in the order of the decoder's rotary embeddings.
+        ends: (B, S) int64 last place that each position sees, None where that is its own.
     """
 
     lengths: str
@@ -97,6 +98,7 @@ class Common:
     total: str
     position_ids: str
     ropes: tuple[RopeTables, ...]
+    ends: str | None = None
 
 
 PLAIN_CACHE = StoredCache()
@@ -170,10 +172,11 @@ def _joined(parts: list[Lattice | None]) -> Lattice | None:
     )
 
 
-def common_inputs(g: GraphBuilder, ropes: tuple[RopeTables, ...]) -> Common:
+def common_inputs(g: GraphBuilder, ropes: tuple[RopeTables, ...], *, spans: bool = False) -> Common:
     """Declares attention_mask and position_ids and derives what GroupQueryAttention wants.
 
-    The mask is right-padded, so the sum of a row is its length.
+    The mask is right-padded, so the sum of a row is its length. With spans there is also
+    attention_end, the last place that each position sees.
     """
     mask = g.input("attention_mask", INT64, ["batch", "total"])
     positions = g.input("position_ids", INT64, ["batch", "sequence"])
@@ -187,6 +190,7 @@ def common_inputs(g: GraphBuilder, ropes: tuple[RopeTables, ...]) -> Common:
         total=g.op("Cast", [total], scope="mask/total", to=INT32),
         position_ids=positions,
         ropes=ropes,
+        ends=g.input(ATTENTION_END, INT64, ["batch", "sequence"]) if spans else None,
     )
 
 
@@ -242,7 +246,10 @@ def attention(
     query = [packed, "", ""]
     if weights.query_norm is not None and weights.key_norm is not None:
         query = _normed_heads(g, spec, packed, weights.query_norm, weights.key_norm, name)
+    elif common.ends is not None:
+        query = _split_heads(g, spec, packed, name)
     kind = spec.attention_of(index)
+    unrotated = query[0]
     if kept == "fp16":
         query = [_half(g, part, name) for part in query]
     rotary = _rotary(g, kind, common, half=kept == "fp16")
@@ -275,8 +282,37 @@ def attention(
         **further,
     )
     if kept == "fp16":
-        return g.op("Cast", [attended], scope=f"{name}/float", to=FLOAT)
-    return attended
+        attended = g.op("Cast", [attended], scope=f"{name}/float", to=FLOAT)
+    if common.ends is None:
+        return attended
+    return over_spans(
+        g,
+        Heads(spec.heads, spec.kv_heads, spec.head_dim, float(scale)),
+        attended,
+        unrotated,
+        present,
+        lambda part, slot: _cached(g, spec, weights.cache, part, slot, name),
+        _rotary(g, kind, common, half=False)[:2],
+        Places(*_places(g, common), common.ends, common.lengths, common.position_ids),
+        kind.window,
+        name,
+    )
+
+
+def _cached(
+    g: GraphBuilder, spec: DecoderSpec, cache: StoredCache, part: str, slot: int, name: str
+) -> str:
+    """Keys (slot 0) or values (1), (B, kv_heads, 1, total, head_dim), as float32."""
+    if cache.format == "fp32":
+        return part
+    scope = f"{name}/cached"
+    numbers = g.op("Cast", [part], scope=scope, to=FLOAT)
+    scale = (cache.key_scale, cache.value_scale)[slot]
+    if scale is None:
+        return numbers
+    factor = g.weight(f"{name}.{('key', 'value')[slot]}_scale", scale)
+    shape = g.constant([spec.kv_heads, 1, 1, spec.head_dim])
+    return g.op("Mul", [numbers, g.op("Reshape", [factor, shape], scope=scope)], scope=scope)
 
 
 def _half(g: GraphBuilder, value: str, scope: str) -> str:
@@ -304,30 +340,42 @@ def _rotary(g: GraphBuilder, kind: LayerAttention, common: Common, *, half: bool
 
 
 def _window_bias(g: GraphBuilder, common: Common, window: int) -> str:
-    """What hides keys outside a window, (B, 1, S, total): 0 or ``HIDDEN``; layers share it.
-
-    Keys are counted as GroupQueryAttention does, by their place in the cache: the new positions
-    of a row end at its length, unless the row is shorter than they are (padding, no past).
-    """
+    """What hides keys outside a window, (B, 1, S, total): 0 or ``HIDDEN``; layers share it."""
     scope = f"window.{window}"
 
     def bias() -> str:
-        size = g.op("Shape", [common.position_ids], scope=f"{scope}/size", start=1, end=2)
-        start = g.op("Sub", [common.lengths, size], scope=f"{scope}/start")
-        start = g.op("Max", [start, g.constant(0)], scope=f"{scope}/start")
-        start = g.op("Unsqueeze", [start, g.constant([1, 2])], scope=f"{scope}/start")
-        count = g.op("Squeeze", [size], scope=f"{scope}/size")
-        steps = g.op("Range", [g.constant(0), count, g.constant(1)], scope=f"{scope}/steps")
-        steps = g.op("Unsqueeze", [steps, g.constant([1])], scope=f"{scope}/steps")
-        query = g.op("Add", [start, steps], scope=f"{scope}/query")
-        total = g.op("Cast", [common.total], scope=f"{scope}/total", to=INT64)
-        key = g.op("Range", [g.constant(0), total, g.constant(1)], scope=f"{scope}/key")
+        query, key = _places(g, common)
+        query = g.op("Unsqueeze", [query, g.constant([2])], scope=f"{scope}/query")
         distance = g.op("Sub", [query, key], scope=f"{scope}/distance")
         far = g.op("GreaterOrEqual", [distance, g.constant(window)], scope=f"{scope}/far")
         hidden = g.op("Where", [far, g.floats(HIDDEN), g.floats(0.0)], scope=scope)
         return g.op("Unsqueeze", [hidden, g.constant([1])], scope=scope)
 
     return g.once(scope, bias)
+
+
+def _places(g: GraphBuilder, common: Common) -> tuple[str, str]:
+    """Places in the cache of new positions (B, S) and of keys (total,); layers share them.
+
+    They are counted as GroupQueryAttention does: the new positions of a row end at its length,
+    unless the row is shorter than they are (padding, no past).
+    """
+
+    def query() -> str:
+        scope = "places/query"
+        size = g.op("Shape", [common.position_ids], scope=scope, start=1, end=2)
+        start = g.op("Sub", [common.lengths, size], scope=scope)
+        start = g.op("Max", [start, g.constant(0)], scope=scope)
+        start = g.op("Unsqueeze", [start, g.constant([1])], scope=scope)
+        count = g.op("Squeeze", [size], scope=scope)
+        steps = g.op("Range", [g.constant(0), count, g.constant(1)], scope=scope)
+        return g.op("Add", [start, steps], scope=scope)
+
+    def key() -> str:
+        total = g.op("Cast", [common.total], scope="places/key", to=INT64)
+        return g.op("Range", [g.constant(0), total, g.constant(1)], scope="places/key")
+
+    return g.once("places/query", query), g.once("places/key", key)
 
 
 def mlp(g: GraphBuilder, x: str, weights: LayerWeights, index: int, activation: Activation) -> str:
@@ -357,19 +405,21 @@ def _normed_heads(
 ) -> list[str]:
     """Splits packed projections and normalizes queries and keys head by head."""
     widths = [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim]
-    parts = [f"{name}/split/{part}" for part in ("query", "key", "value")]
-    g.op(
-        "Split",
-        [packed, g.constant([*widths, widths[1]])],
-        scope=name,
-        outputs=parts,
-        axis=-1,
-    )
+    parts = _split_heads(g, spec, packed, name)
     for slot, weight in enumerate((query, key)):
         scope = f"{name}.{('query', 'key')[slot]}_norm"
         split = g.op("Reshape", [parts[slot], g.constant([0, 0, -1, spec.head_dim])], scope=scope)
         normed = norm(g, split, weight, scope, spec.eps)
         parts[slot] = g.op("Reshape", [normed, g.constant([0, 0, widths[slot]])], scope=scope)
+    return parts
+
+
+def _split_heads(g: GraphBuilder, spec: DecoderSpec, packed: str, name: str) -> list[str]:
+    """Packed projections as queries, keys and values."""
+    parts = [f"{name}/split/{part}" for part in ("query", "key", "value")]
+    query, key = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    widths = g.constant([query, key, key])
+    g.op("Split", [packed, widths], scope=name, outputs=parts, axis=-1)
     return parts
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 
 from edge_safe.export.graphs.builder import FLOAT, GraphBuilder
-from edge_safe.export.graphs.layers import HIDDEN, norm
+from edge_safe.export.graphs.layers import norm
+from edge_safe.export.graphs.spans import HIDDEN
 from edge_safe.export.graphs.spec import FloatArray
 from edge_safe.export.graphs.store import WeightStore
 

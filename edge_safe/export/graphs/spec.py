@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_safe.export.packing import Lattice
+from edge_safe.runtime.manifest import Bidirectional
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -37,15 +38,17 @@ class Rope:
     Attributes:
         inverse_frequencies: (rotary_dim / 2,) float64.
         scale: Factor of cosine and sine (1 unless the scaling method asks for another).
+        first: Angle number of the first position.
     """
 
     inverse_frequencies: npt.NDArray[np.float64]
     scale: float = 1.0
+    first: int = 0
 
     def tables(self, length: int) -> tuple[FloatArray, FloatArray]:
         """Cosine and sine of positions 0 .. length-1, each (length, rotary_dim / 2)."""
         # float32 angles, as the torch models compute them: at position 8000 the rounding shows.
-        positions = np.arange(length, dtype=np.float32)
+        positions = np.arange(self.first, self.first + length, dtype=np.float32)
         angles = positions[:, None] * self.inverse_frequencies.astype(np.float32)[None, :]
         cosine = (np.cos(angles) * self.scale).astype(np.float32)
         sine = (np.sin(angles) * self.scale).astype(np.float32)
@@ -92,6 +95,7 @@ class DecoderSpec:
             rotary embedding.
         attention_scale: Factor of the attention scores; None for head_dim ** -0.5.
         embedding_scale: Factor of the embedding's rows on their way in; lm_head has none.
+        bidirectional: Which positions also see later ones, those of their span.
         logit_softcap: Bound c of the logits, c * tanh(logits / c); None without one.
     """
 
@@ -116,6 +120,7 @@ class DecoderSpec:
     attention_scale: float | None = None
     embedding_scale: float = 1.0
     logit_softcap: float | None = None
+    bidirectional: Bidirectional = "none"
 
     @property
     def parameters(self) -> int:

@@ -64,9 +64,9 @@ def square_states(layers: Layers, x: str, tower: nn.Module, depths: Sequence[int
     """
     model: Any = tower
     embeddings = model.embeddings
-    x = _patches(layers, x, embeddings.patch_embedding)
+    x = patches(layers, x, embeddings.patch_embedding)
     if hasattr(embeddings, "class_embedding"):
-        x = _with_class(layers, x, embeddings.class_embedding)
+        x = with_class(layers, x, embeddings.class_embedding)
     x = layers.add(x, layers.stored("positions", _positions(model)), "positions")
     if hasattr(model, "pre_layrnorm"):
         x = layers.layer_norm(x, model.pre_layrnorm, "pre_norm")
@@ -76,20 +76,37 @@ def square_states(layers: Layers, x: str, tower: nn.Module, depths: Sequence[int
     return [states[depth] for depth in depths]
 
 
-def _patches(layers: Layers, x: str, convolution: nn.Conv2d) -> str:
+def patches(layers: Layers, x: str, convolution: nn.Conv2d) -> str:
     """(tiles, 3, side, side) -> (tiles, T, c)."""
     x = layers.convolution(x, convolution, "patches")
     x = layers.g.op("Reshape", [x, layers.g.constant([0, 0, -1])], scope="patches")
     return layers.turn(x, "patches")
 
 
-def _with_class(layers: Layers, x: str, embedding: Tensor) -> str:
+def with_class(layers: Layers, x: str, embedding: Tensor) -> str:
     """Puts the class embedding (c) in front of (tiles, T, c)."""
     g = layers.g
     tiles = g.op("Shape", [x], scope="class", start=0, end=1)
     shape = g.op("Concat", [tiles, g.constant([1, embedding.shape[0]])], scope="class", axis=0)
     row = g.op("Expand", [layers.stored("class", embedding), shape], scope="class")
     return g.op("Concat", [row, x], scope="class", axis=1)
+
+
+def shuffled(layers: Layers, x: str, side: int, width: int, factor: int) -> str:
+    """(tiles, s * s, c) -> (tiles, s * s / f², c f²): f x f neighbours become one state.
+
+    Args:
+        layers: The graph.
+        x: States of whole squares, row by row.
+        side: Their number s of states in each direction.
+        width: Channels c.
+        factor: Neighbours f in each direction.
+    """
+    g, less, name = layers.g, side // factor, "shuffle"
+    cells = g.constant([-1, less, factor, less, factor, width])
+    x = g.op("Reshape", [x, cells], scope=name)
+    x = g.op("Transpose", [x], scope=name, perm=[0, 1, 3, 2, 4, 5])
+    return g.op("Reshape", [x, g.constant([-1, less * less, factor**2 * width])], scope=name)
 
 
 @torch.no_grad()

@@ -19,7 +19,14 @@ from edge_safe.runtime.families.base import Media, Placed
 from edge_safe.runtime.hearing import AudioProcessor, Hearing, open_hearing
 from edge_safe.runtime.image_io import read_image
 from edge_safe.runtime.image_steps import FloatArray, Pixels, PixelValues, pixel_values
-from edge_safe.runtime.image_tokens import Layout, Marker, lay_out, markers
+from edge_safe.runtime.image_tokens import (
+    Layout,
+    Marker,
+    count_features,
+    lay_out,
+    markers,
+    rows_of_tile,
+)
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.tokens import Tokens
 
@@ -32,12 +39,14 @@ class ImageProcessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     Attributes:
         placeholder: What the chat template writes where a picture belongs; a special token.
         pixels: From the picture to pixel values.
+        pixels_of_several: The same for a turn with more than one picture, where it differs.
         layout: What stands in the place of the placeholder.
     """
 
     placeholder: Marker
     pixels: Pixels
     layout: Layout
+    pixels_of_several: Pixels | None = None
 
 
 class Processors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,11 +96,14 @@ class PlaceholderFamily:
             self._require("image", self._image, "pictures")
         placed, rows, heard = [], 0, 0
         if self._image is not None:
+            steps = self._image.pixels
+            if len(images) > 1:
+                steps = self._image.pixels_of_several or steps
             for image in images:
                 if deadline is not None:
                     deadline.check()
-                pixels = pixel_values(read_image(image), self._image.pixels)
-                rows += len(pixels.values) * self._image.layout.tokens
+                pixels = pixel_values(read_image(image), steps)
+                rows += count_features(self._image.layout, pixels)
                 self._check_room(rows)
                 placed.append(self._see(pixels, self._image.layout, deadline))
         if audio is not None and self._hearing is not None:
@@ -133,7 +145,7 @@ class PlaceholderFamily:
         found = session.run({"pixel_values": pixels.values}, abort)["image_features"]
         width = self._bundle.manifest.model.hidden_size
         features: FloatArray = np.asarray(found, np.float32)
-        expected = (len(pixels.values), layout.tokens, width)
+        expected = (len(pixels.values), rows_of_tile(layout), width)
         if features.shape != expected:
             raise GateError(f"{VISION_ENCODER} gave features of {features.shape}, not {expected}")
         if not np.isfinite(features).all():
