@@ -14,7 +14,8 @@ from edge_safe.errors import GateError
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.calibration import Fitted, score, sigmoid
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.prefill import bind_positions, chunks
+from edge_safe.runtime.inputs import Inputs
+from edge_safe.runtime.prefill import bind_part, chunks
 from edge_safe.runtime.session import Array, Session
 from edge_safe.runtime.verdict import Decision, Verdict
 
@@ -27,27 +28,27 @@ class Gate:
         self.layers = range(exit_layer)
 
     def prefill(
-        self, embeds: Array, cache: KeyValueCache, columns: GateColumns, deadline: Deadline
-    ) -> tuple[Array, Array]:
+        self, inputs: Inputs, cache: KeyValueCache, columns: GateColumns, deadline: Deadline
+    ) -> tuple[Inputs, Array]:
         """Reads new positions whose last one is slot T.
 
         The model's cache gets their keys and values, but ``cache.length`` stays as it is: the
         caller moves it on when every layer has seen the positions.
 
         Args:
-            embeds: (1, S, d) float32, S >= 2; room for them was reserved in ``cache``.
+            inputs: Embeddings of at least 2 positions; room for them was reserved in ``cache``.
             cache: The model's keys and values.
             columns: The new positions' columns are appended.
             deadline: Ends the run early.
 
         Returns:
-            (1, S, d) hidden states at layer k and (1, 2) verdict logits.
+            The hidden states at layer k and (1, 2) verdict logits.
 
         Raises:
             GateError: The deadline passed.
         """
-        _, total, width = embeds.shape
-        states = np.empty((1, total, width), np.float32)
+        total, width = inputs.rows.shape
+        states = np.empty((total, width), np.float32)
         logits = np.empty((1, 2), np.float32)
         for start, end in chunks(total):
             deadline.check()
@@ -56,18 +57,16 @@ class Gate:
             shape = (*past.shape[:3], columns.length + end - start, past.shape[4])
             present = np.empty(shape, np.float32)
             logits[:] = np.nan
-            binding = self.session.binding()
+            binding = bind_part(self.session, "inputs_embeds", cache, inputs, start, end)
             cache.bind(binding, self.layers)
-            bind_positions(binding, cache.length + start, end - start)
-            binding.input("inputs_embeds", np.ascontiguousarray(embeds[:, start:end]))
             binding.input("gate_past", past)
             binding.output("gate_present", present)
             binding.output("hidden_states", hidden)
             binding.output("verdict_logits", logits)
             binding.run(deadline.abort)
-            states[:, start:end] = hidden
+            states[start:end] = hidden[0]
             columns.append(present[:, :, :, columns.length :])
-        return states, logits
+        return inputs.with_rows(states), logits
 
 
 def judge(logits: Array, calibration: Fitted, threshold: float, stage: str) -> Verdict:

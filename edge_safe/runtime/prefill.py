@@ -6,7 +6,11 @@ import itertools
 
 import numpy as np
 
-from edge_safe.runtime.session import Binding
+from edge_safe.runtime.cache import KeyValueCache
+from edge_safe.runtime.inputs import Inputs
+from edge_safe.runtime.session import Array, Binding, Session
+
+DEEPSTACK = "deepstack_features"
 
 CHUNK = 512
 
@@ -23,7 +27,29 @@ def chunks(total: int, size: int = CHUNK) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def bind_positions(binding: Binding, past: int, count: int) -> None:
-    """Binds mask and position numbers for ``count`` new positions after ``past`` cached ones."""
-    binding.input("attention_mask", np.ones((1, past + count), np.int64))
-    binding.input("position_ids", np.arange(past, past + count, dtype=np.int64)[None])
+def bind_part(
+    session: Session, source: str, cache: KeyValueCache, inputs: Inputs, start: int, end: int
+) -> Binding:
+    """Binds the new positions start .. end-1 with their mask behind what the cache holds.
+
+    Args:
+        session: The graph.
+        source: Its input for rows.
+        cache: What came before ``inputs``.
+        inputs: All new positions.
+        start: First of this run.
+        end: Behind its last.
+    """
+    binding = session.binding()
+    part = slice(start, end)
+    binding.input("attention_mask", np.ones((1, cache.length + end), np.int64))
+    binding.input("position_ids", position_ids(inputs.places[:, part] + cache.place))
+    binding.input(source, np.ascontiguousarray(inputs.rows[None, part]))
+    if DEEPSTACK in session.inputs:
+        binding.input(DEEPSTACK, np.ascontiguousarray(inputs.deepstack[:, None, part]))
+    return binding
+
+
+def position_ids(places: Array) -> Array:
+    """(A, n) places as a graph takes them: (1, n) counted one by one, else (3, 1, n)."""
+    return np.ascontiguousarray(places if len(places) == 1 else places[:, None])
