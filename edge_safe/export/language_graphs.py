@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_safe.export.graphs.spec import DecoderSpec
+from edge_safe.runtime.prefill import DEEPSTACK
 from edge_safe.runtime.session import Session
 
 Array = npt.NDArray[Any]
@@ -76,35 +77,45 @@ class LanguageGraphs:
         gate = np.zeros((batch, 2, heads, 0, width), np.float32) if self._gate else None
         return Cache(tuple((nothing, nothing) for _ in range(spec.layers)), gate)
 
-    def run(self, embeds: Array, mask: Array, cache: Cache) -> ChunkOutput:
+    def run(
+        self,
+        embeds: Array,
+        mask: Array,
+        cache: Cache,
+        places: Array | None = None,
+        deepstack: Array | None = None,
+    ) -> ChunkOutput:
         """Runs one chunk.
 
         Args:
             embeds: (B, S, d).
             mask: (B, P + S), right-padded.
             cache: Of the chunks before.
+            places: (3, B, S) for M-RoPE; None where they are counted one by one.
+            deepstack: (D, B, S, d) features for deeper layers, None for nothing.
         """
         past = mask.shape[1] - embeds.shape[1]
         # A padded row of a decoding batch continues at its own length.
         start = np.minimum(mask.sum(1) - embeds.shape[1], past).clip(min=0)
         steps = np.arange(embeds.shape[1], dtype=np.int64)[None]
         positions = steps + (start[:, None] if past else 0)
-        common = {
-            "attention_mask": mask,
-            "position_ids": np.broadcast_to(positions, embeds.shape[:2]).astype(np.int64),
-        }
+        positions = np.broadcast_to(positions, embeds.shape[:2]).astype(np.int64)
+        if self.spec.position_axes > 1:
+            positions = np.stack([positions] * 3) if places is None else places
+        if deepstack is None:
+            deepstack = np.zeros((self.spec.deepstack, *embeds.shape), np.float32)
+        common = {"attention_mask": mask, "position_ids": positions, DEEPSTACK: deepstack}
         states, verdict, gate_cache, presents = embeds, None, None, []
         if self._gate is not None and self.exit_layer is not None and cache.gate is not None:
             layers = range(self.exit_layer)
-            found = self._gate.run(
-                {"inputs_embeds": embeds, "gate_past": cache.gate, **common} | _past(cache, layers)
-            )
+            feeds = {"inputs_embeds": embeds, "gate_past": cache.gate, **common}
+            found = _run(self._gate, feeds | _past(cache, layers))
             states, verdict = found["hidden_states"], found["verdict_logits"]
             gate_cache = found["gate_present"]
             presents += _present(found, layers)
         layers = range(self.exit_layer or 0, self.spec.layers)
         source = "inputs_embeds" if self._gate is None else "hidden_states"
-        found = self._decoder.run({source: states, **common} | _past(cache, layers))
+        found = _run(self._decoder, {source: states, **common} | _past(cache, layers))
         presents += _present(found, layers)
         return ChunkOutput(
             None if self._gate is None else states,
@@ -113,6 +124,11 @@ class LanguageGraphs:
             found["logits"][:, 0],
             Cache(tuple(presents), gate_cache),
         )
+
+
+def _run(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
+    """Runs a graph on those of the feeds that it takes."""
+    return session.run({name: feeds[name] for name in session.inputs})
 
 
 def _past(cache: Cache, layers: range) -> dict[str, Array]:

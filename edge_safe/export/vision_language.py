@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import torch
 
-from edge_safe.export.decoder_config import read_config, tensors_of, text_family
+from edge_safe.export.decoder_config import TextFamily, read_config, tensors_of, text_family
 from edge_safe.export.families.base import Opened, Tower
 from edge_safe.export.graphs.spec import FloatArray, TensorSource
 from edge_safe.export.image_prompts import (
@@ -36,10 +36,12 @@ class Pictures:
     Attributes:
         pixels: From a picture to pixel values.
         layout: What stands in a picture's place in the prompt.
+        deepstack: Layers of the language model behind which features of pictures are added.
     """
 
     pixels: Pixels
     layout: Layout
+    deepstack: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +53,13 @@ class VisionFamily:
             ``ExportError`` what cannot be exported.
         language: Where the text model's weights are, ``model.language_model.`` say.
         tower: Makes ``vision_encoder`` of the torch model, ``towers.squares`` say.
+        text: Its language model, where that is none of the text-only families.
     """
 
     describe: Callable[[Any, Path], Pictures]
     language: str
     tower: Callable[[Any, Pictures], Tower]
+    text: TextFamily | None = None
 
 
 def open_vision(folder: Path, family: VisionFamily) -> Opened:
@@ -66,9 +70,10 @@ def open_vision(folder: Path, family: VisionFamily) -> Opened:
         ExportError: It uses something that the graphs or the runtime cannot express.
     """
     config = read_config(folder)
-    text = text_family(config.text_config.model_type)
+    text = family.text or text_family(config.text_config.model_type)
     spec = replace(text.spec_of(config.text_config), tied=bool(config.tie_word_embeddings))
     pictures = family.describe(config, folder)
+    spec = replace(spec, deepstack=pictures.deepstack)
     tokenizer = read_tokenizer(folder)
     processor = ImageProcessor(
         placeholder=placeholder_of(tokenizer, config.image_token_id, pictures.layout),

@@ -22,12 +22,16 @@ ByteImage = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
 
 Side = Annotated[int, Meta(ge=1, le=8192)]
+PixelCount = Annotated[int, Meta(ge=1)]
 Byte = Annotated[int, Meta(ge=0, le=255)]
 Positive = Annotated[float, Meta(gt=0)]
 Resample = Literal["bilinear", "bicubic", "lanczos"]
 
 # Idefics3's image processor never makes a side longer than this.
 LONGEST_SIDE = 4096
+
+# Qwen2-VL's takes no picture that is longer than this many times its breadth.
+MOST_EXTREME = 200
 
 
 class _Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="step"):
@@ -79,7 +83,41 @@ class SplitIntoTiles(_Step, frozen=True, tag="split_into_tiles"):
     resample: Resample
 
 
-Step = Resize | ResizeShortestEdge | ResizeLongestEdge | PadToSquare | CenterCrop | SplitIntoTiles
+class SmartResize(_Step, frozen=True, tag="smart_resize"):
+    """Both sides to multiples of ``factor``, in proportion as far as that goes.
+
+    Their product is at most ``max_pixels`` and, in small pictures, at least ``min_pixels``.
+    """
+
+    factor: Side
+    min_pixels: PixelCount
+    max_pixels: PixelCount
+    resample: Resample
+
+
+Step = (
+    Resize
+    | ResizeShortestEdge
+    | ResizeLongestEdge
+    | PadToSquare
+    | CenterCrop
+    | SplitIntoTiles
+    | SmartResize
+)
+
+
+class Patches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a picture is cut up for a tower that takes rows of patches.
+
+    Attributes:
+        size: Side of a patch.
+        merge: Side of a cell in patches; a cell's patches stand together and become one feature.
+        frames: How often a picture is repeated, as a patch of a video has several frames.
+    """
+
+    size: Side
+    merge: Side
+    frames: Side
 
 
 class Pixels(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -90,12 +128,14 @@ class Pixels(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         rescale_factor: What each byte is multiplied with.
         image_mean: Of red, green, blue.
         image_std: Likewise.
+        patches: How it is cut up, where the tower takes patches.
     """
 
     steps: list[Step]
     rescale_factor: Positive
     image_mean: tuple[float, float, float]
     image_std: tuple[Positive, Positive, Positive]
+    patches: Patches | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +158,16 @@ class PixelValues:
     """A picture as its tower takes it.
 
     Attributes:
-        values: (tiles, 3, H, W) float32, red first.
-        rows: See ``Tiles``.
-        columns: See ``Tiles``.
+        values: (tiles, 3, H, W) float32, red first, or (patches, 3 * frames * size * size).
+        rows: See ``Tiles``; of patches, rows of cells.
+        columns: Likewise.
+        count: Number of tiles, or of cells, that the tower makes features of.
     """
 
     values: FloatArray
     rows: int
     columns: int
+    count: int
 
 
 def pixel_values(image: ByteImage, pixels: Pixels) -> PixelValues:
@@ -144,10 +186,31 @@ def pixel_values(image: ByteImage, pixels: Pixels) -> PixelValues:
     stacked = np.stack(tiles.images).astype(np.float64) * pixels.rescale_factor
     mean = np.array(pixels.image_mean, np.float32)
     std = np.array(pixels.image_std, np.float32)
-    values = (stacked.astype(np.float32) - mean) / std
-    return PixelValues(
-        np.ascontiguousarray(values.transpose(0, 3, 1, 2)), tiles.rows, tiles.columns
-    )
+    values = np.ascontiguousarray(((stacked.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2))
+    if pixels.patches is not None:
+        return _patches(values, pixels.patches)
+    return PixelValues(values, tiles.rows, tiles.columns, len(values))
+
+
+def _patches(values: FloatArray, patches: Patches) -> PixelValues:
+    """Cuts (1, 3, H, W) into patches, cell by cell.
+
+    Raises:
+        GateError: The steps leave more than one tile, or sides that are not whole cells.
+    """
+    count, colors, height, width = values.shape
+    size, merge = patches.size, patches.merge
+    rows, columns = height // (size * merge), width // (size * merge)
+    if count != 1 or (rows * merge * size, columns * merge * size) != (height, width):
+        raise GateError(
+            f"the bundle's image steps leave {count} tiles of {height} x {width}, which cannot be "
+            f"cut into cells of {merge} x {merge} patches of {size} x {size}"
+        )
+    cut = values[0].reshape(colors, rows, merge, size, columns, merge, size)
+    ordered = cut.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
+    repeated = np.repeat(ordered, patches.frames, axis=5)
+    cells = rows * columns
+    return PixelValues(repeated.reshape(cells * merge**2, -1), rows, columns, cells)
 
 
 def _apply(step: Step, tiles: Tiles) -> Tiles:
@@ -163,6 +226,8 @@ def _apply(step: Step, tiles: Tiles) -> Tiles:
             images = [_longest(t, step) for t in tiles.images]
         case PadToSquare():
             images = [_pad(t, step.color) for t in tiles.images]
+        case SmartResize():
+            images = [_smart(t, step) for t in tiles.images]
         case CenterCrop():
             images = [_crop(t, step.height, step.width) for t in tiles.images]
     return replace(tiles, images=tuple(images))
@@ -206,6 +271,27 @@ def _longest(image: ByteImage, step: ResizeLongestEdge) -> ByteImage:
     elif height > width and height > LONGEST_SIDE:
         height, width = LONGEST_SIDE, int(LONGEST_SIDE * ratio)
     return _resize(image, max(height, 1), max(width, 1), step.resample)
+
+
+def _smart(image: ByteImage, step: SmartResize) -> ByteImage:
+    height, width = image.shape[:2]
+    if max(height, width) > MOST_EXTREME * min(height, width):
+        raise MediaError(
+            f"A picture of {width} x {height} pixels is too long for its breadth: more than "
+            f"{MOST_EXTREME} to 1. Crop it."
+        )
+    factor = step.factor
+    # Python rounds halves to even numbers, as transformers does.
+    sides = [round(side / factor) * factor for side in (height, width)]
+    if math.prod(sides) > step.max_pixels:
+        shrink = math.sqrt(height * width / step.max_pixels)
+        sides = [
+            max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)
+        ]
+    elif math.prod(sides) < step.min_pixels:
+        grow = math.sqrt(step.min_pixels / (height * width))
+        sides = [math.ceil(side * grow / factor) * factor for side in (height, width)]
+    return _resize(image, *sides, step.resample)
 
 
 def _pad(image: ByteImage, color: tuple[int, int, int]) -> ByteImage:

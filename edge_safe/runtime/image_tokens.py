@@ -7,13 +7,14 @@ placeholder once per feature.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 
 from edge_safe.runtime.image_steps import FloatArray, PixelValues
+from edge_safe.runtime.inputs import on_a_grid
 from edge_safe.runtime.tokens import Piece, Trusted
 
 Marker = Annotated[str, Meta(min_length=1)]
@@ -51,7 +52,13 @@ class TileRows(_Layout, frozen=True, tag="tile_rows"):
     whole: Marker
 
 
-Layout = Plain | TileRows
+class Grid(_Layout, frozen=True, tag="grid"):
+    """The features of a picture that was cut into patches, a tile for each cell, in a grid."""
+
+    tokens: ClassVar[int] = 1
+
+
+Layout = Plain | TileRows | Grid
 
 
 def markers(layout: Layout) -> list[str]:
@@ -61,13 +68,26 @@ def markers(layout: Layout) -> list[str]:
             places = range(1, MARKED + 1)
             rows = [f"<row_{row}_col_{column}>" for row in places for column in places]
             return [layout.around, layout.whole, *rows]
-        case Plain():
+        case Plain() | Grid():
             return []
 
 
-def lay_out(layout: Layout, pixels: PixelValues, features: FloatArray) -> list[Piece]:
-    """Puts features (tiles, tokens, d) and markers into the order of the prompt."""
+def lay_out(
+    layout: Layout, pixels: PixelValues, features: FloatArray, deepstack: FloatArray
+) -> list[Piece]:
+    """Puts features (tiles, tokens, d) and markers into the order of the prompt.
+
+    Args:
+        layout: What stands where.
+        pixels: The picture.
+        features: What the tower made of it.
+        deepstack: (D, tiles, d) what it made for deeper layers, of a grid.
+    """
     match layout:
+        case Grid():
+            return [
+                on_a_grid(np.concatenate(list(features)), pixels.rows, pixels.columns, deepstack)
+            ]
         case Plain():
             return [np.concatenate(list(features))]
         case TileRows():

@@ -28,10 +28,13 @@ class Rope:
     Attributes:
         inverse_frequencies: (rotary_dim / 2,) float64.
         scale: Factor of cosine and sine (1 unless the scaling method asks for another).
+        axes: Row of position_ids that each frequency follows (0 time, 1 row, 2 column), with
+            M-RoPE; empty where positions have one number.
     """
 
     inverse_frequencies: npt.NDArray[np.float64]
     scale: float = 1.0
+    axes: tuple[int, ...] = ()
 
     def tables(self, length: int) -> tuple[FloatArray, FloatArray]:
         """Cosine and sine of positions 0 .. length-1, each (length, rotary_dim / 2)."""
@@ -84,6 +87,7 @@ class DecoderSpec:
         attention_scale: Factor of the attention scores; None for head_dim ** -0.5.
         embedding_scale: Factor of the embedding's rows on their way in; lm_head has none.
         logit_softcap: Bound c of the logits, c * tanh(logits / c); None without one.
+        deepstack: Layers behind which features of pictures are added to the hidden states.
     """
 
     layers: int
@@ -107,6 +111,12 @@ class DecoderSpec:
     attention_scale: float | None = None
     embedding_scale: float = 1.0
     logit_softcap: float | None = None
+    deepstack: int = 0
+
+    @property
+    def position_axes(self) -> int:
+        """Rows of position_ids."""
+        return 3 if any(rope.axes for rope in self.ropes) else 1
 
     def attention_of(self, layer: int) -> LayerAttention:
         """What is particular to a layer."""

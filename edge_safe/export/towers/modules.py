@@ -9,6 +9,7 @@ from torch import nn
 
 from edge_safe.export.families.base import float_array
 from edge_safe.export.graphs.builder import GraphBuilder
+from edge_safe.export.graphs.layers import norm
 from edge_safe.export.graphs.matrices import Matrix, linear, store_linear
 from edge_safe.export.graphs.store import WeightStore
 from edge_safe.export.quantization import MatrixFormat
@@ -50,6 +51,11 @@ class Layers:
             for part in ("weight", "bias")
         ]
         return self.g.op("LayerNormalization", [x, *parts], scope=name, axis=-1, epsilon=layer.eps)
+
+    def rms_norm(self, x: str, layer: Any, name: str) -> str:
+        """RMS normalization over the last axis, of transformers' classes."""
+        weight = self._store.add(float_array(layer.weight))
+        return norm(self.g, x, weight, name, layer.variance_epsilon)
 
     def convolution(self, x: str, layer: nn.Conv1d | nn.Conv2d, name: str) -> str:
         """A convolution with torch's own symmetric padding."""
