@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from edge_safe.errors import ExportError
 from edge_safe.models.prompts import template_parts
 from edge_safe.runtime.image_tokens import Layout, markers
+from edge_safe.runtime.prompt import token_ids
 from edge_safe.runtime.tokens import Tokens, Trusted
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -113,7 +114,7 @@ def _check_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, expected: list[
     except OSError as error:
         raise ExportError(f"{folder} needs a fast tokenizer (tokenizer.json): {error}.") from error
     pieces = Tokens(data, ()).encode([Trusted(_rendered(tokenizer))])
-    found = [int(index) for piece in pieces for index in piece]
+    found = token_ids(pieces).tolist()
     if found != expected:
         raise ExportError(
             "The runtime would tokenize a prompt with a picture otherwise than the checkpoint's "

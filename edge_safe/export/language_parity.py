@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -16,12 +16,12 @@ from edge_safe.export.drift import edge, refuses
 from edge_safe.export.greedy_parity import GreedyParity, check_greedy
 from edge_safe.export.language_graphs import Cache, ChunkOutput, LanguageGraphs
 from edge_safe.export.parity import Boundary, compare, compare_all
+from edge_safe.export.parity_prompts import Prompt, pictured
 from edge_safe.export.reference import Expected, Reference
 from edge_safe.models.prompts import Message, PromptEncoder
 from edge_safe.runtime.calibration import (
     MODALITIES,
     Fitted,
-    Modality,
     StageCalibration,
     score,
     sigmoid,
@@ -69,15 +69,6 @@ class LanguageParity:
     verdicts: VerdictParity
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt as embeddings, slot T included: (1, S, d); ``way`` says whose threshold it meets."""
-
-    label: str
-    embeds: Array
-    way: Modality = "text"
-
-
 def check_language(
     graphs: LanguageGraphs,
     reference: Reference,
@@ -110,11 +101,13 @@ def check_language(
     ]
     prompts = [Prompt(f"prompt {n}", reference.embed(row)) for n, row in enumerate(ids)]
     prompts += steered(reference, prompts[0], calibration)
+    if graphs.spec.position_axes > 1:
+        prompts.append(pictured(reference, graphs.spec, ids[0]))
     odds, expected_odds, change = [], [], 0.0
     for prompt in prompts:
         mask = np.ones(prompt.embeds.shape[:2], np.int64)
-        expected = reference.run(prompt.embeds, mask)
-        found = graphs.run(prompt.embeds, mask, graphs.empty(1))
+        expected = reference.run(prompt.embeds, mask, prompt.picture)
+        found = _run(graphs, prompt)
         boundaries += _whole(prompt.label, found, expected, tolerance)
         boundaries += _with_past(graphs, prompt, expected, tolerance)
         odds.append(_log_odds(found))
@@ -151,6 +144,24 @@ def steered(reference: Reference, prompt: Prompt, calibration: StageCalibration)
         if way == "text" or way in calibration.modalities
         for unsafe in (False, True)
     ]
+
+
+def _run(
+    graphs: LanguageGraphs,
+    prompt: Prompt,
+    start: int = 0,
+    end: int | None = None,
+    cache: Cache | None = None,
+) -> ChunkOutput:
+    """Runs the positions start .. end-1 of a prompt behind what is cached."""
+    end = prompt.embeds.shape[1] if end is None else end
+    return graphs.run(
+        prompt.embeds[:, start:end],
+        np.ones((1, end), np.int64),
+        graphs.empty(1) if cache is None else cache,
+        None if prompt.places is None else prompt.places[:, :, start:end],
+        None if prompt.deepstack is None else prompt.deepstack[:, :, start:end],
+    )
 
 
 def _whole(
@@ -206,9 +217,8 @@ def _with_past(
     """The same prompt in two chunks: the second has a past and a gate_past."""
     total = prompt.embeds.shape[1]
     cut = total // 2
-    mask = np.ones((1, total), np.int64)
-    first = graphs.run(prompt.embeds[:, :cut], mask[:, :cut], graphs.empty(1))
-    second = graphs.run(prompt.embeds[:, cut:], mask, first.cache)
+    first = _run(graphs, prompt, 0, cut)
+    second = _run(graphs, prompt, cut, total, first.cache)
     states = None
     if expected.hidden_states is not None:
         states = expected.hidden_states[:, cut:]
@@ -275,8 +285,7 @@ def _slot_change(graphs: LanguageGraphs, prompt: Prompt, found: ChunkOutput) -> 
     """How much the verdicts change when something else stands at slot T."""
     other = prompt.embeds.copy()
     other[:, -1] = -3.0 * other[:, 0] + 1.0
-    mask = np.ones(prompt.embeds.shape[:2], np.int64)
-    changed = graphs.run(other, mask, graphs.empty(1))
+    changed = _run(graphs, replace(prompt, embeds=other))
     change = float(np.abs(changed.final_verdict - found.final_verdict).max())
     if changed.gate_verdict is not None and found.gate_verdict is not None:
         change = max(change, float(np.abs(changed.gate_verdict - found.gate_verdict).max()))

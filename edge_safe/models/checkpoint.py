@@ -17,6 +17,9 @@ from edge_safe.errors import CheckpointError
 from edge_safe.models.safety_file import SAFETY_JSON, SafetyFile, write_safety
 from edge_safe.models.safety_head import SafetyModule
 
+# What a model needs for pictures and sound, and training leaves as it is.
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
 
 def check_target(out: Path) -> None:
     """Refuses to write over anything but a checkpoint of ours.
@@ -37,6 +40,7 @@ def write_checkpoint(
     safety: SafetyModule,
     file: SafetyFile,
     beside: Sequence[Path] = (),
+    source: Path | None = None,
 ) -> None:
     """Writes the folder beside its place, then renames it.
 
@@ -49,6 +53,7 @@ def write_checkpoint(
         safety: The safety module.
         file: Its description and calibration.
         beside: Files to copy into the folder.
+        source: The base model's folder, whose processor files are taken over.
 
     Raises:
         CheckpointError: The folder cannot be written; nothing is left half-written.
@@ -65,6 +70,9 @@ def write_checkpoint(
         else:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+            for name in PROCESSOR_FILES:
+                if source is not None and (source / name).is_file():
+                    shutil.copy2(source / name, temporary / name)
         write_safety(temporary, safety, file)
         for path in beside:
             shutil.copy2(path, temporary / path.name)

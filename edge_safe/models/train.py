@@ -132,6 +132,8 @@ def train_recipe(
         training.plot_losses(training.read_log(run.log), work / CURVES)
         file = describe(run.safety.config, run.tokens, exit_layer, fitted)
         beside = (work / REPORT, work / CURVES)
-        write_checkpoint(out, run.base.model, run.base.tokenizer, run.safety, file, beside)
+        write_checkpoint(
+            out, run.base.model, run.base.tokenizer, run.safety, file, beside, run.source
+        )
     accelerator.wait_for_everyone()
     return report

@@ -135,7 +135,8 @@ class Engine:
 
     def place(self, rows: Array) -> Inputs:
         """Embeddings (n, d) whose places are counted one by one."""
-        return in_a_row(rows, self._manifest.model)
+        model = self._manifest.model
+        return in_a_row(rows, model.position_axes, model.deepstack)
 
     def judge(
         self,

@@ -7,6 +7,7 @@ on uint8, so the pixel values are theirs too. What a step has to know stands in 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -280,18 +281,27 @@ def _smart(image: ByteImage, step: SmartResize) -> ByteImage:
             f"A picture of {width} x {height} pixels is too long for its breadth: more than "
             f"{MOST_EXTREME} to 1. Crop it."
         )
+    high, broad = smart_sides(height, width, step)
+    return _resize(image, high, broad, step.resample)
+
+
+def smart_sides(height: int, width: int, step: SmartResize) -> tuple[int, int]:
+    """Height and width that a picture is resized to."""
     factor = step.factor
-    # Python rounds halves to even numbers, as transformers does.
-    sides = [round(side / factor) * factor for side in (height, width)]
-    if math.prod(sides) > step.max_pixels:
+
+    def whole(side: float, rounding: Callable[[float], int]) -> int:
+        return max(factor, rounding(side / factor) * factor)
+
+    # Python rounds halves to even numbers, as transformers does; there a side may become 0 here,
+    # which the next step mends in the same way.
+    high, broad = (round(side / factor) * factor for side in (height, width))
+    if high * broad > step.max_pixels:
         shrink = math.sqrt(height * width / step.max_pixels)
-        sides = [
-            max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)
-        ]
-    elif math.prod(sides) < step.min_pixels:
+        return whole(height / shrink, math.floor), whole(width / shrink, math.floor)
+    if high * broad < step.min_pixels:
         grow = math.sqrt(step.min_pixels / (height * width))
-        sides = [math.ceil(side * grow / factor) * factor for side in (height, width)]
-    return _resize(image, *sides, step.resample)
+        return whole(height * grow, math.ceil), whole(width * grow, math.ceil)
+    return high, broad
 
 
 def _pad(image: ByteImage, color: tuple[int, int, int]) -> ByteImage:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edge_safe.runtime.manifest import ModelInfo
 from edge_safe.runtime.session import Array
 
 
@@ -45,11 +44,17 @@ class Inputs:
         return replace(self, rows=rows)
 
 
-def in_a_row(rows: Array, model: ModelInfo) -> Inputs:
-    """Rows (n, d) whose places are counted one by one and that deeper layers get nothing for."""
+def in_a_row(rows: Array, axes: int, deepstack: int) -> Inputs:
+    """Rows (n, d) whose places are counted one by one and that deeper layers get nothing for.
+
+    Args:
+        rows: The rows.
+        axes: The model's number A of rows of places.
+        deepstack: Its number D of layers that take features.
+    """
     count, width = rows.shape
-    places = np.broadcast_to(np.arange(count, dtype=np.int64), (model.position_axes, count))
-    return Inputs(rows, places, np.zeros((model.deepstack, count, width), np.float32))
+    places = np.broadcast_to(np.arange(count, dtype=np.int64), (axes, count))
+    return Inputs(rows, places, np.zeros((deepstack, count, width), np.float32))
 
 
 def on_a_grid(rows: Array, height: int, width: int, deepstack: Array) -> Inputs:

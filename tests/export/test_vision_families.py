@@ -20,6 +20,7 @@ from edge_safe.errors import BundleError, ExportError, MediaError, PromptError, 
 from edge_safe.export import ExportReport, export_bundle
 from edge_safe.export.families.base import find_family
 from edge_safe.models.safety_model import SafetyTokenModel
+from edge_safe.runtime import prefill
 from edge_safe.runtime.inputs import Inputs
 from edge_safe.runtime.prompt import Message
 from edge_safe.runtime.tokens import Untrusted
@@ -54,7 +55,14 @@ CONVERSATIONS: dict[str, Turns] = {
 }
 
 
-@pytest.fixture(scope="module", params=list(VISION_FAMILIES))
+# Every test runs on these with each commit; of the others a first look does.
+QUICK = ("idefics3", "llava", "smolvlm")
+OTHERS = [name for name in VISION_FAMILIES if name not in QUICK]
+
+
+@pytest.fixture(
+    scope="module", params=[*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)]
+)
 def family(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -103,13 +111,12 @@ def pixels_of(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name in names}
 
 
-def with_types(ids: list[int], torch_model: SafetyTokenModel, pixels: dict[str, Any]) -> Any:
-    """The ids, the pictures and, where places depend on it, which ids stand for pictures."""
-    inputs = {"input_ids": torch.tensor([ids]), **pixels}
-    if "image_grid_thw" in pixels:
-        seen = inputs["input_ids"] == torch_model.model.config.image_token_id
-        inputs["mm_token_type_ids"] = seen.int()
-    return inputs
+def types_of(torch_model: SafetyTokenModel, ids: list[int]) -> dict[str, Any]:
+    """What tells transformers which ids stand for pictures, where places depend on it."""
+    config: Any = torch_model.model.config
+    if config.model_type.startswith("qwen"):
+        return {"mm_token_type_ids": (torch.tensor([ids]) == config.image_token_id).int()}
+    return {}
 
 
 def bundle_ids(model: SafeModel, turns: Turns, answers: list[str], image_id: int) -> list[int]:
@@ -144,11 +151,15 @@ def check_reply(
 ) -> list[int]:
     """Log-odds within 1e-4 of torch's, the same text; returns the answer's ids without the end."""
     tokenizer: Any = torch_model.tokenizer
-    readout = torch_model.assess(**with_types(ids, torch_model, pixels)).readout
+    readout = torch_model.assess(
+        input_ids=torch.tensor([ids]), **types_of(torch_model, ids), **pixels
+    ).readout
     unsafe, safe = readout.verdict_logits[0]
     answer = torch_model.model.generate(
-        **with_types([*ids, SAFE_ID], torch_model, pixels),
+        input_ids=torch.tensor([[*ids, SAFE_ID]]),
         attention_mask=torch.ones(1, len(ids) + 1, dtype=torch.int64),
+        **types_of(torch_model, [*ids, SAFE_ID]),
+        **pixels,
         max_new_tokens=TOKENS,
         do_sample=False,
         suppress_tokens=[SAFE_ID, UNSAFE_ID],
@@ -172,6 +183,17 @@ def test_verdict_and_answer_are_torch_s(
     check_reply(reply, torch_model, ids, pixels_of(inputs))
     image_id = torch_model.model.config.image_token_id
     assert (reply.usage.prompt_tokens, reply.usage.image_tokens) == (len(ids), ids.count(image_id))
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_first_look_at_a_family(family: str, tmp_path: Path) -> None:
+    checkpoint = write_vision_family(tmp_path / "checkpoint", family)
+    assert export_bundle(checkpoint, tmp_path / "bundle", precision="fp32").parity.passed
+    model = SafeModel.load(tmp_path / "bundle", threads=1, policy=ALLOW)
+    processor = hugging_face_processor(checkpoint, family)
+    test_verdict_and_answer_are_torch_s(
+        "one image", model, processor, SafetyTokenModel.from_pretrained(checkpoint)
+    )
 
 
 def test_second_turn_of_a_chat_is_torch_s_of_all_of_it(
@@ -209,7 +231,9 @@ def test_what_is_seen_differs_from_place_to_place(model: SafeModel) -> None:
     assert distances.min() > 0.05 * np.linalg.norm(rows, axis=-1).mean()
 
 
-@pytest.mark.parametrize("written", ["<image>", "<fake_token_around_image>", "<row_1_col_1>"])
+@pytest.mark.parametrize(
+    "written", ["<image>", "<fake_token_around_image>", "<row_1_col_1>", "<|image_pad|>"]
+)
 def test_words_of_a_user_never_become_a_picture_s_tokens(
     written: str, model: SafeModel, torch_model: SafetyTokenModel
 ) -> None:
@@ -233,6 +257,33 @@ def test_pictures_beyond_the_context_are_refused_early(model: SafeModel) -> None
     with pytest.raises(PromptError, match=r"pictures take .* context has 1024"):
         model.assess(QUESTION, images=[PICTURES["wide"]] * 400)
     assert model.run_counts()["vision_encoder"] - before <= 1024 // 4
+
+
+@pytest.mark.parametrize("name", ["one image", "two images"])
+def test_chunks_inside_a_picture_change_nothing(
+    name: str, model: SafeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((text, names),) = CONVERSATIONS[name]
+    pictures = [PICTURES[n] for n in names]
+    whole = model.generate(text, images=pictures, max_tokens=TOKENS)
+    monkeypatch.setattr(prefill.chunks, "__defaults__", (7,))
+    chunked = model.generate(text, images=pictures, max_tokens=TOKENS)
+    assert chunked.verdict.p_unsafe == pytest.approx(whole.verdict.p_unsafe, abs=1e-5)
+    assert chunked.text == whole.text
+
+
+def test_a_turn_that_nobody_heard_leaves_no_place_behind(files: FamilyFiles) -> None:
+    both = Policy(stages=("gate", "final"), thresholds=ALLOW.thresholds)
+    model = SafeModel.load(files.bundle, threads=1, policy=both)
+    chat, fresh = model.chat(), model.chat()
+    left = chat.stream(QUESTION, images=[PICTURES["tall"]])
+    next(left)
+    left.close()
+    pictures = [PICTURES["small"]]
+    reply = chat.send(QUESTION, images=pictures, max_tokens=TOKENS)
+    assert reply.text == fresh.send(QUESTION, images=pictures, max_tokens=TOKENS).text
+    again = chat.send(SECOND, max_tokens=TOKENS)
+    assert again.text == fresh.send(SECOND, max_tokens=TOKENS).text
 
 
 def test_sound_is_refused(model: SafeModel) -> None:
@@ -357,9 +408,29 @@ def shaped_inputs(checkpoint: Path, family: str, torch_model: SafetyTokenModel) 
         processor.num_additional_image_tokens = int(
             config.vision_config.model_type == "clip_vision_model"
         )
-    else:
+    elif family == "idefics3":
         processor.image_seq_len = 16 // config.scale_factor**2
     return hugging_face_inputs(processor, CONVERSATIONS["one image"], [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exit_layer", ["1", "none"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"], scope="module")
+def test_the_gate_may_stand_anywhere(
+    family: str, exit_layer: str, files: FamilyFiles, model: SafeModel, tmp_path: Path
+) -> None:
+    report = export_bundle(
+        files.checkpoint, tmp_path / "bundle", precision="fp32", exit_layer=exit_layer
+    )
+    cases = {b.case: b for b in report.parity.boundaries if b.output == "logits"}
+    assert cases["picture"].passed
+    stage = "final" if exit_layer == "none" else "gate"
+    cut = SafeModel.load(tmp_path / "bundle", threads=1, policy=Policy(thresholds={stage: 1.0}))
+    pictures = [PICTURES["tall"], PICTURES["small"]]
+    found, expected = (
+        m.generate(QUESTION, images=pictures, max_tokens=TOKENS) for m in (cut, model)
+    )
+    assert found.text == expected.text
 
 
 @pytest.mark.slow
@@ -404,6 +475,51 @@ REFUSED: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
             rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
         ),
         "'dynamic'",
+    ),
+    "places of positions": (
+        "qwen2_vl",
+        lambda c: c["text_config"]["rope_parameters"].update(mrope_section=[2, 3, 4]),
+        r"\[2, 3, 4\].*sum is 8",
+    ),
+    "width of features": (
+        "qwen2_5_vl",
+        lambda c: c["vision_config"].update(out_hidden_size=32),
+        "width 32.*has 64",
+    ),
+    "activation of a gated tower": (
+        "qwen2_5_vl",
+        lambda c: c["vision_config"].update(hidden_act="gelu"),
+        "'gelu'.*silu",
+    ),
+    "window": (
+        "qwen2_5_vl",
+        lambda c: c["vision_config"].update(window_size=13),
+        "window_size 13 holds no cell",
+    ),
+    "patches of the processor": (
+        "qwen2_vl",
+        lambda c: c["vision_config"].update(patch_size=14),
+        r"\(7, 2, 2\).*\(14, 2, 2\)",
+    ),
+    "heads of the tower": (
+        "qwen3_vl",
+        lambda c: c["vision_config"].update(num_heads=16),
+        "32 wide with 16 heads",
+    ),
+    "depths that are not there": (
+        "qwen3_vl",
+        lambda c: c["vision_config"].update(deepstack_visual_indexes=[0, 3]),
+        r"\[0, 3\].*3 layers",
+    ),
+    "depths behind the last layer": (
+        "qwen3_vl",
+        lambda c: c["text_config"].update(num_hidden_layers=2),
+        "2 depths.*has 2",
+    ),
+    "positions": (
+        "qwen3_vl",
+        lambda c: c["vision_config"].update(num_position_embeddings=24),
+        "24, which is no square",
     ),
     "patches": ("idefics3", lambda c: c.update(scale_factor=3), "4 x 4 patches.*scale_factor 3"),
     "tiles": (

@@ -303,6 +303,37 @@ OTHERWISE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"text_config": Qwen2Config(**sizes(LLAVA_SPECIAL)), "multimodal_projector_bias": False},
         {"do_pad": True},
     ),
+    "qwen2_vl with gelu and yarn": (
+        "qwen2_vl",
+        {
+            "vision_config": PATCHES
+            | {"embed_dim": 48, "hidden_size": 64, "hidden_act": "gelu_pytorch_tanh"},
+            "text_config": sizes(QWEN_SPECIAL)
+            | mrope(2, 3, 3, rope_type="yarn", factor=4.0, original_max_position_embeddings=256),
+        },
+        {},
+    ),
+    "qwen2_5_vl with cells of 3 x 3 patches": (
+        "qwen2_5_vl",
+        {
+            "vision_config": PATCHES
+            | {"hidden_size": 32, "intermediate_size": 40, "out_hidden_size": 64}
+            | {"window_size": 70, "fullatt_block_indexes": [], "spatial_merge_size": 3}
+        },
+        {"merge_size": 3},
+    ),
+    "qwen3_vl with features behind the gate": (
+        "qwen3_vl",
+        {
+            "vision_config": PATCHES
+            | {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64}
+            | {"num_position_embeddings": 16, "deepstack_visual_indexes": [2, 0, 1]},
+            "text_config": sizes(QWEN_SPECIAL)
+            | mrope(3, 3, 2)
+            | {"attention_bias": True, "head_dim": 16},
+        },
+        {},
+    ),
     "idefics3 without tiles": ("idefics3", {"scale_factor": 4}, {"do_image_splitting": False}),
 }
 

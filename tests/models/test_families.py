@@ -31,6 +31,7 @@ from edge_safe.models.safety_model import SafetyTokenModel
 from edge_safe.models.token_rows import TokenRows
 from edge_safe.models.train import train_recipe
 from tests.export.families import FAMILIES
+from tests.export.vision_families import VISION_FAMILIES, write_vision_family
 from tests.models.conftest import make_tokenizer
 
 IMAGE = 9
@@ -120,6 +121,28 @@ def test_a_recipe_lowers_the_loss_of_a_family_that_is_then_exported(
     lora = f"[lora]\nrank = 2\nalpha = 4\ntargets = {json.dumps(targets)}\n"
     recipe = write_recipe(lora, frozen_features=False)
     recipe.write_text(recipe.read_text().replace(str(base_folder), str(tmp_path / "base")))
+    report = train_recipe(recipe, data=data_folder, out=tmp_path / "out")
+    lines = [json.loads(line) for line in Path(report.log).read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    quarter = len(losses) // 4
+    assert sum(losses[-quarter:]) < sum(losses[:quarter])
+    exported = export_bundle(tmp_path / "out", tmp_path / "bundle", precision="fp32")
+    assert exported.parity.passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_a_recipe_lowers_the_loss_of_a_family_that_sees(
+    family: str,
+    write_recipe: Callable[..., Path],
+    base_folder: Path,
+    data_folder: Path,
+    tmp_path: Path,
+) -> None:
+    base = write_vision_family(tmp_path / "base", family)
+    lora = '[lora]\nrank = 2\nalpha = 4\ntargets = ["q_proj", "up_proj"]\n'
+    recipe = write_recipe(lora, frozen_features=False)
+    recipe.write_text(recipe.read_text().replace(str(base_folder), str(base)))
     report = train_recipe(recipe, data=data_folder, out=tmp_path / "out")
     lines = [json.loads(line) for line in Path(report.log).read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]

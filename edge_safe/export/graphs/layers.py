@@ -183,13 +183,15 @@ def turn(g: GraphBuilder, rope: RopeAxes, positions: str, name: str) -> Turn:
     own = g.op("Cast", [own], scope=name, to=FLOAT)
     angles = g.op("Mul", [own, g.weight(f"{name}.frequencies", rope.frequencies)], scope=name)
     flat = g.op("Reshape", [angles, g.constant([-1, len(rope.axes)])], scope=f"{name}/angles")
-    tables = [g.op(kind, [flat], scope=name) for kind in ("Cos", "Sin")]
+    cosine, sine = (g.op(kind, [flat], scope=name) for kind in ("Cos", "Sin"))
     if rope.scale != 1:
-        tables = [g.op("Mul", [table, g.floats(rope.scale)], scope=name) for table in tables]
+        cosine, sine = (
+            g.op("Mul", [table, g.floats(rope.scale)], scope=name) for table in (cosine, sine)
+        )
     shape = g.op("Shape", [positions], scope=f"{name}/rows", start=1)
     count = g.op("ReduceProd", [shape], scope=f"{name}/rows", keepdims=0)
     rows = g.op("Range", [g.constant(0), count, g.constant(1)], scope=f"{name}/rows")
-    return Turn(*tables, g.op("Reshape", [rows, shape], scope=f"{name}/rows"))
+    return Turn(cosine, sine, g.op("Reshape", [rows, shape], scope=f"{name}/rows"))
 
 
 def rotate(g: GraphBuilder, x: str, turning: Turn, heads: int, name: str) -> str:

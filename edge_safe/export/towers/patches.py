@@ -203,7 +203,8 @@ def turn_patches(layers: Layers, places: Places, frequencies: torch.Tensor) -> T
         parts.append(g.op("Mul", [real, shared], scope=scope))
     angles = g.op("Concat", parts, scope=scope, axis=-1)
     rows = g.op("Unsqueeze", [places.numbers, g.constant([0])], scope=scope)
-    return Turn(*(g.op(kind, [angles], scope=scope) for kind in ("Cos", "Sin")), rows)
+    cosine, sine = (g.op(kind, [angles], scope=scope) for kind in ("Cos", "Sin"))
+    return Turn(cosine, sine, rows)
 
 
 def cut_windows(layers: Layers, places: Places, cells: int, width: int) -> Windows:
