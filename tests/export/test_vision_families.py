@@ -380,6 +380,24 @@ def test_malformed_parameters_are_found_at_loading(
         SafeModel.load(changed(files, tmp_path, change), threads=1)
 
 
+UNLIKE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "layout": lambda m: image_of(m).update(layout={"layout": "plain", "tokens": 4}),
+    "patches": lambda m: image_of(m)["pixels"].update(patches=None),
+    "position_axes": lambda m: m["model"].update(position_axes=1),
+    "deepstack_features": lambda m: m["model"].update(deepstack=0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3_vl"], scope="module")
+@pytest.mark.parametrize("case", UNLIKE)
+def test_patches_and_graphs_have_to_agree(
+    case: str, family: str, files: FamilyFiles, tmp_path: Path
+) -> None:
+    with pytest.raises(SchemaError, match=rf"do not fit its graphs.*{case}"):
+        SafeModel.load(changed(files, tmp_path, UNLIKE[case]), threads=1)
+
+
 def test_a_projector_that_was_not_trained_is_not_used(files: FamilyFiles, tmp_path: Path) -> None:
     bundle = changed(files, tmp_path, lambda m: m["modalities"]["image"].update(trained=False))
     with pytest.raises(MediaError, match="not been trained"):
