@@ -112,5 +112,5 @@ def test_another_activation_is_refused() -> None:
 def test_families_are_files() -> None:
     assert family_names() == [
         "gemma3_text", "idefics3", "llama", "llava", "mistral", "pebble", "phi3", "qwen2",
-        "qwen3", "smollm3", "smolvlm",
+        "qwen2_5_vl", "qwen2_vl", "qwen3", "qwen3_vl", "smollm3", "smolvlm",
     ]  # fmt: skip
