@@ -187,7 +187,8 @@ def decoder_spec(config: Any, activation: str, ropes: Sequence[Rope]) -> Decoder
         context_length=config.max_position_embeddings,
         eps=config.rms_norm_eps,
         ropes=tuple(ropes),
-        tied=bool(config.tie_word_embeddings),
+        # Of a language model inside another one the outer configuration says it.
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
         activation=ACTIVATIONS[activation],
     )
 

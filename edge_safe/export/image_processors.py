@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from transformers import AutoImageProcessor
 
 from edge_safe.errors import ExportError
@@ -16,11 +17,13 @@ from edge_safe.runtime.image_steps import (
     CenterCrop,
     FitIntoGrid,
     PadToSquare,
+    Patches,
     Pixels,
     Resample,
     Resize,
     ResizeLongestEdge,
     ResizeShortestEdge,
+    SmartResize,
     SplitIntoGrid,
     SplitIntoTiles,
     Step,
@@ -99,6 +102,38 @@ def tiles_and_whole(processor: Any, side: int) -> Pixels:
     else:
         steps.append(Resize(side, side, resample))
     return _pixels(processor, steps)
+
+
+def patches_of_any_size(processor: Any, vision: Any) -> Pixels:
+    """Steps of Qwen2-VL's processor: sides of whole cells, cut into patches.
+
+    Args:
+        processor: The image processor.
+        vision: Configuration of the tower.
+
+    Raises:
+        ExportError: It does something else, or its patches are not the tower's.
+    """
+    size = _lengths(processor.size)
+    if not processor.do_resize or set(size) != {"shortest_edge", "longest_edge"}:
+        raise _unknown(processor, "do_resize with size", size)
+    own = (processor.patch_size, processor.merge_size, processor.temporal_patch_size)
+    tower = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+    if own != tower:
+        raise ExportError(
+            "The image processor has patch_size, merge_size and temporal_patch_size "
+            f"{own}; those of the vision tower are {tower}."
+        )
+    side, merge, frames = own
+    resize = SmartResize(
+        factor=side * merge,
+        min_pixels=size["shortest_edge"],
+        max_pixels=size["longest_edge"],
+        resample=_resample(processor),
+    )
+    return msgspec.structs.replace(
+        _pixels(processor, [resize]), patches=Patches(side, merge, frames)
+    )
 
 
 def grid_and_thumbnail(processor: Any, side: int) -> Pixels:

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from edge_safe.errors import ExportError
 from edge_safe.models.prompts import template_parts
 from edge_safe.runtime.image_tokens import Layout, markers
+from edge_safe.runtime.prompt import token_ids
 from edge_safe.runtime.template import medium_part
 from edge_safe.runtime.tokens import Tokens, Trusted
 
@@ -193,7 +194,7 @@ def _check_ids(
     except OSError as error:
         raise ExportError(f"{folder} needs a fast tokenizer (tokenizer.json): {error}.") from error
     pieces = Tokens(data, ()).encode([Trusted(rendered(tokenizer, kind))])
-    found = [int(index) for piece in pieces for index in piece]
+    found = token_ids(pieces).tolist()
     if found != expected:
         medium = "a picture" if kind == "image" else "a sound"
         raise ExportError(

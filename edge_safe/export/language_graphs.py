@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edge_safe.export.activations import CacheReach
 from edge_safe.export.cache_format import CacheFormat, cache_scales
 from edge_safe.export.graphs.spec import DecoderSpec
-from edge_safe.runtime.prefill import ATTENTION_END, Span
+from edge_safe.runtime.prefill import ATTENTION_END, DEEPSTACK, Span
 from edge_safe.runtime.session import Session
 
 Array = npt.NDArray[Any]
@@ -101,7 +101,13 @@ class LanguageGraphs:
         return tuple(found)
 
     def run(
-        self, embeds: Array, mask: Array, cache: Cache, span: Span | None = None
+        self,
+        embeds: Array,
+        mask: Array,
+        cache: Cache,
+        places: Array | None = None,
+        deepstack: Array | None = None,
+        span: Span | None = None,
     ) -> ChunkOutput:
         """Runs one chunk.
 
@@ -109,6 +115,8 @@ class LanguageGraphs:
             embeds: (B, S, d).
             mask: (B, P + S), right-padded.
             cache: Of the chunks before.
+            places: (3, B, S) for M-RoPE; None where they are counted one by one.
+            deepstack: (D, B, S, d) features for deeper layers, None for nothing.
             span: Positions of the chunk that stand for a picture.
         """
         past = mask.shape[1] - embeds.shape[1]
@@ -116,24 +124,26 @@ class LanguageGraphs:
         start = np.minimum(mask.sum(1) - embeds.shape[1], past).clip(min=0)
         steps = np.arange(embeds.shape[1], dtype=np.int64)[None]
         positions = steps + (start[:, None] if past else 0)
-        common = {
-            "attention_mask": mask,
-            "position_ids": np.broadcast_to(positions, embeds.shape[:2]).astype(np.int64),
-        }
+        counted = np.broadcast_to(positions, embeds.shape[:2]).astype(np.int64)
+        positions = counted
+        if self.spec.position_axes > 1:
+            positions = np.stack([counted] * 3) if places is None else places
+        if deepstack is None:
+            deepstack = np.zeros((self.spec.deepstack, *embeds.shape), np.float32)
+        common = {"attention_mask": mask, "position_ids": positions, DEEPSTACK: deepstack}
         if self.spec.bidirectional != "none":
-            common[ATTENTION_END] = self._ends(mask, common["position_ids"], span)
+            common[ATTENTION_END] = self._ends(mask, counted, span)
         states, verdict, gate_cache, presents = embeds, None, None, []
         if self._gate is not None and self.exit_layer is not None and cache.gate is not None:
             layers = range(self.exit_layer)
-            found = self._gate.run(
-                {"inputs_embeds": embeds, "gate_past": cache.gate, **common} | _past(cache, layers)
-            )
+            feeds = {"inputs_embeds": embeds, "gate_past": cache.gate, **common}
+            found = _run(self._gate, feeds | _past(cache, layers))
             states, verdict = found["hidden_states"], found["verdict_logits"]
             gate_cache = found["gate_present"]
             presents += _present(found, layers)
         layers = range(self.exit_layer or 0, self.spec.layers)
         source = "inputs_embeds" if self._gate is None else "hidden_states"
-        found = self._decoder.run({source: states, **common} | _past(cache, layers))
+        found = _run(self._decoder, {source: states, **common} | _past(cache, layers))
         presents += _present(found, layers)
         return ChunkOutput(
             None if self._gate is None else states,
@@ -153,6 +163,11 @@ class LanguageGraphs:
             last = mask.sum(1, keepdims=True) - 2
             ends = np.maximum(ends, last)
         return ends
+
+
+def _run(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
+    """Runs a graph on those of the feeds that it takes."""
+    return session.run({name: feeds[name] for name in session.inputs})
 
 
 def _past(cache: Cache, layers: range) -> dict[str, Array]:

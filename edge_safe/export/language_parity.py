@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -14,19 +14,18 @@ from transformers import PreTrainedTokenizerBase
 from edge_safe.errors import ExportError
 from edge_safe.export.drift import edge, refuses
 from edge_safe.export.greedy_parity import GreedyParity, check_greedy
-from edge_safe.export.language_graphs import ChunkOutput, LanguageGraphs
+from edge_safe.export.language_graphs import Cache, ChunkOutput, LanguageGraphs
 from edge_safe.export.parity import Boundary, compare, compare_all
+from edge_safe.export.parity_prompts import Prompt, pictured
 from edge_safe.export.reference import Expected, Reference, pad_right
 from edge_safe.models.prompts import Message, PromptEncoder
 from edge_safe.runtime.calibration import (
     MODALITIES,
     Fitted,
-    Modality,
     StageCalibration,
     score,
     sigmoid,
 )
-from edge_safe.runtime.prefill import Span
 
 Array = npt.NDArray[Any]
 
@@ -70,19 +69,6 @@ class LanguageParity:
     verdicts: VerdictParity
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt as embeddings, slot T included: (1, S, d).
-
-    ``way`` says whose threshold it meets, ``span`` which positions stand for a picture.
-    """
-
-    label: str
-    embeds: Array
-    way: Modality = "text"
-    span: Span | None = None
-
-
 def check_language(
     graphs: LanguageGraphs,
     reference: Reference,
@@ -118,14 +104,18 @@ def check_language(
         prompts += steered(reference, prompts[0], calibration)
     odds, expected_odds, change = [], [], 0.0
     wanted = reference.run_each([prompt.embeds for prompt in prompts])
+    seeing = []
     if graphs.spec.bidirectional == "image":
         embeds = prompts[0].embeds
-        prompts.append(Prompt("a picture's span", embeds, span=(1, embeds.shape[1] // 2)))
-        seen = np.ones(embeds.shape[:2], np.int64)
-        wanted.append(reference.run(embeds, seen, prompts[-1].span))
-    for prompt, expected in zip(prompts, wanted, strict=True):
+        seeing.append(Prompt("a picture's span", embeds, span=(1, embeds.shape[1] // 2)))
+    if graphs.spec.position_axes > 1:
+        seeing.append(pictured(reference, graphs.spec, ids[0]))
+    for prompt in seeing:
         mask = np.ones(prompt.embeds.shape[:2], np.int64)
-        found = graphs.run(prompt.embeds, mask, graphs.empty(1), prompt.span)
+        wanted.append(reference.run(prompt.embeds, mask, prompt.picture, prompt.span))
+    prompts += seeing
+    for prompt, expected in zip(prompts, wanted, strict=True):
+        found = _run(graphs, prompt)
         boundaries += _whole(graphs, prompt.label, found, expected, tolerance)
         if graphs.spec.bidirectional != "prompt":
             boundaries += _with_past(graphs, prompt, expected, tolerance)
@@ -163,6 +153,25 @@ def steered(reference: Reference, prompt: Prompt, calibration: StageCalibration)
         if way == "text" or way in calibration.modalities
         for unsafe in (False, True)
     ]
+
+
+def _run(
+    graphs: LanguageGraphs,
+    prompt: Prompt,
+    start: int = 0,
+    end: int | None = None,
+    cache: Cache | None = None,
+) -> ChunkOutput:
+    """Runs the positions start .. end-1 of a prompt behind what is cached."""
+    end = prompt.embeds.shape[1] if end is None else end
+    return graphs.run(
+        prompt.embeds[:, start:end],
+        np.ones((1, end), np.int64),
+        graphs.empty(1) if cache is None else cache,
+        None if prompt.places is None else prompt.places[:, :, start:end],
+        None if prompt.deepstack is None else prompt.deepstack[:, :, start:end],
+        prompt.span if start == 0 else None,
+    )
 
 
 def _whole(
@@ -227,9 +236,8 @@ def _with_past(
     """The same prompt in two chunks: the second has a past and a gate_past."""
     total = prompt.embeds.shape[1]
     cut = total // 2
-    mask = np.ones((1, total), np.int64)
-    first = graphs.run(prompt.embeds[:, :cut], mask[:, :cut], graphs.empty(1), prompt.span)
-    second = graphs.run(prompt.embeds[:, cut:], mask, first.cache)
+    first = _run(graphs, prompt, 0, cut)
+    second = _run(graphs, prompt, cut, total, first.cache)
     states = None
     if expected.hidden_states is not None:
         states = expected.hidden_states[:, cut:]
@@ -289,8 +297,7 @@ def _slot_change(graphs: LanguageGraphs, prompt: Prompt, found: ChunkOutput) -> 
     """How much the verdicts change when something else stands at slot T."""
     other = prompt.embeds.copy()
     other[:, -1] = -3.0 * other[:, 0] + 1.0
-    mask = np.ones(prompt.embeds.shape[:2], np.int64)
-    changed = graphs.run(other, mask, graphs.empty(1), prompt.span)
+    changed = _run(graphs, replace(prompt, embeds=other))
     change = float(np.abs(changed.final_verdict - found.final_verdict).max())
     if changed.gate_verdict is not None and found.gate_verdict is not None:
         change = max(change, float(np.abs(changed.gate_verdict - found.gate_verdict).max()))

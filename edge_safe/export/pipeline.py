@@ -401,6 +401,8 @@ def _model_info(opened: Opened) -> schema.ModelInfo:
         eos_token_ids=[int(index) for index in ids],
         pad_token_id=int(ids[0] if pad is None else pad),
         bidirectional=spec.bidirectional,
+        position_axes=3 if spec.position_axes == 3 else 1,
+        deepstack=spec.deepstack,
     )
 
 

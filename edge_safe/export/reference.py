@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,25 @@ Array = npt.NDArray[Any]
 STEERING_STEPS = 60
 # Prompts that a streamed model judges at once.
 STREAMED_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture in a prompt, of a model whose positions are on a grid there.
+
+    Attributes:
+        ids: (1, S) ids of the prompt, the placeholder once for each feature.
+        height: Rows of features.
+        width: Columns of features.
+        features: (height * width, d).
+        deepstack: (D, height * width, d).
+    """
+
+    ids: Array
+    height: int
+    width: int
+    features: Array
+    deepstack: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +94,38 @@ class Reference:
         self._layer = exit_layer
         self._bidirectional = bidirectional
 
+    @property
+    def image_token(self) -> int:
+        """Id of the placeholder of pictures."""
+        return int(self._model.config.image_token_id)
+
     @torch.no_grad()
     def embed(self, ids: Array) -> Array:
         """(B, S) int64 -> (B, S, d)."""
         return float_array(self._model.get_input_embeddings()(torch.from_numpy(ids)))
 
     @torch.no_grad()
-    def run(self, embeds: Array, mask: Array, span: Span | None = None) -> Expected:
-        """Runs prompts (B, S, d) with their mask (B, S) at once; a span stands for a picture."""
-        seen, output = self._forward(torch.from_numpy(embeds), torch.from_numpy(mask), span)
+    def run(
+        self,
+        embeds: Array,
+        mask: Array,
+        picture: Picture | None = None,
+        span: Span | None = None,
+    ) -> Expected:
+        """Runs prompts (B, S, d) with their mask (B, S) at once.
+
+        With a picture the model finds embeddings, places and deeper features itself. The
+        positions of a span see each other.
+        """
+        inputs = {"inputs_embeds": torch.from_numpy(embeds)}
+        if picture is not None:
+            inputs = self._pictured(picture)
+        try:
+            seen, output = self._forward(inputs, torch.from_numpy(mask), span)
+        finally:
+            if picture is not None:
+                # It remembers them for the next call that brings embeddings alone.
+                self._model.model.rope_deltas = None
         states = output.hidden_states
         slot = torch.from_numpy(mask).sum(1) - 1
         rows = torch.arange(len(mask))
@@ -187,6 +230,21 @@ class Reference:
             moved = moved.detach() + step
         return float_array(moved)
 
+    def _pictured(self, picture: Picture) -> dict[str, Any]:
+        """What the model's forward takes of a prompt with a picture its tower has seen."""
+        config, ids = self._model.config, torch.from_numpy(picture.ids)
+        merge = config.vision_config.spatial_merge_size
+        seen = SimpleNamespace(
+            pooler_output=[torch.from_numpy(picture.features)],
+            deepstack_features=[[torch.from_numpy(depth)] for depth in picture.deepstack],
+        )
+        return {
+            "input_ids": ids,
+            "mm_token_type_ids": (ids == config.image_token_id).int(),
+            "image_grid_thw": torch.tensor([[1, picture.height * merge, picture.width * merge]]),
+            "mm_encoder_outputs": {"image": seen},
+        }
+
     def _log_odds(self, embeds: Tensor, mask: Tensor) -> Tensor:
         """(B,) unsafe - safe of the first stage there is."""
         seen = _before_slot(mask)
@@ -223,11 +281,11 @@ class Reference:
         return {"token_type_ids": types}
 
     def _forward(
-        self, embeds: Tensor, mask: Tensor, span: Span | None = None
+        self, inputs: dict[str, Any], mask: Tensor, span: Span | None = None
     ) -> tuple[Tensor, Any]:
         """Runs the model; also gives the (B, S) bool mask of what the gate may see."""
         output = self._model(
-            inputs_embeds=embeds,
+            **inputs,
             attention_mask=mask,
             use_cache=True,
             # The model's own choice would forget the keys outside a layer's window.

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import torch
 
-from edge_safe.export.decoder_config import read_config, tensors_of, text_family
+from edge_safe.export.decoder_config import TextFamily, read_config, tensors_of, text_family
 from edge_safe.export.families.base import Opened, Tower
 from edge_safe.export.graphs.spec import DecoderSpec, FloatArray, TensorSource
 from edge_safe.export.image_prompts import (
@@ -39,12 +39,14 @@ class Pictures:
         pixels_of_several: The same for a turn with more than one picture, where it differs.
         placeholder: Id of what the template writes there; None for the configuration's
             ``image_token_id``.
+        deepstack: Layers of the language model behind which features of pictures are added.
     """
 
     pixels: Pixels
     layout: Layout
     pixels_of_several: Pixels | None = None
     placeholder: int | None = None
+    deepstack: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class VisionFamily:
         adapt: What the language model does otherwise than alone, ``bidirectional`` say.
         one_turn: The chat template for checkpoints without one, of a family whose prompts have
             no turns and whose processor adds no first token; None for all others.
+        text: Its language model, where that is none of the text-only families.
     """
 
     describe: Callable[[Any, Path], Pictures]
@@ -66,6 +69,7 @@ class VisionFamily:
     tower: Callable[[Any, Pictures], Tower]
     adapt: Callable[[DecoderSpec], DecoderSpec] = lambda spec: spec
     one_turn: str | None = None
+    text: TextFamily | None = None
 
 
 def open_vision(folder: Path, family: VisionFamily) -> Opened:
@@ -76,9 +80,10 @@ def open_vision(folder: Path, family: VisionFamily) -> Opened:
         ExportError: It uses something that the graphs or the runtime cannot express.
     """
     config = read_config(folder)
-    text = text_family(config.text_config.model_type)
+    text = family.text or text_family(config.text_config.model_type)
     spec = replace(text.spec_of(config.text_config), tied=bool(config.tie_word_embeddings))
     pictures = family.describe(config, folder)
+    spec = replace(spec, deepstack=pictures.deepstack)
     tokenizer = read_tokenizer(folder)
     token = config.image_token_id if pictures.placeholder is None else pictures.placeholder
     processor = ImageProcessor(

@@ -29,6 +29,9 @@ class KeyValueCache:
     def __init__(self, manifest: Manifest, dtype: np.dtype[np.generic], device: str) -> None:
         self.length = 0
         self.capacity = 0
+        # From which length on the rotary embedding's places lag behind, and by how much: forgetting
+        # positions forgets that too.
+        self._lags: list[tuple[int, int]] = []
         self._limit = manifest.model.context_length
         self._layers = manifest.model.layers
         self._shape = (manifest.model.kv_heads, manifest.model.head_dim)
@@ -70,9 +73,22 @@ class KeyValueCache:
                 binding.input(f"past_key_values.{layer}.{kind}", buffer)
                 binding.output(f"present.{layer}.{kind}", buffer)
 
+    @property
+    def place(self) -> int:
+        """Place of the next position in the rotary embedding."""
+        return self.length - (self._lags[-1][1] if self._lags else 0)
+
+    def extend(self, count: int, span: int) -> None:
+        """Moves on by positions that every layer has seen and that take ``span`` places."""
+        lag = self.length - self.place + count - span
+        self.length += count
+        if count != span:
+            self._lags.append((self.length, lag))
+
     def truncate(self, length: int) -> None:
         """Forgets all positions from ``length`` on."""
         self.length = min(self.length, length)
+        self._lags = [entry for entry in self._lags if entry[0] <= self.length]
 
 
 class GateColumns:

@@ -12,7 +12,16 @@ import numpy as np
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.gate import Gate
-from edge_safe.runtime.prefill import ATTENTION_END, Span, bind_positions, chunks
+from edge_safe.runtime.inputs import Inputs
+from edge_safe.runtime.manifest import ModelInfo
+from edge_safe.runtime.prefill import (
+    ATTENTION_END,
+    DEEPSTACK,
+    Span,
+    bind_part,
+    chunks,
+    position_ids,
+)
 from edge_safe.runtime.session import Array, Binding, Session
 
 
@@ -27,7 +36,7 @@ class Decoder:
 
     def prefill(
         self,
-        states: Array,
+        inputs: Inputs,
         cache: KeyValueCache,
         deadline: Deadline | None = None,
         spans: Sequence[Span] = (),
@@ -35,7 +44,7 @@ class Decoder:
         """Reads new positions whose last one is slot T.
 
         Args:
-            states: (1, S, d) hidden states at layer k, or input embeddings without a gate.
+            inputs: Hidden states at layer k, or input embeddings without a gate.
             cache: The model's keys and values; ``cache.length`` stays as it is.
             deadline: Ends the run early, where a verdict still depends on it.
             spans: New positions that see each other, without slot T.
@@ -48,15 +57,12 @@ class Decoder:
         """
         logits = np.empty((1, 1, self.vocab_size), np.float32)
         verdict = np.empty((1, 2), np.float32)
-        known = spans if ATTENTION_END in self.session.inputs else None
-        for start, end in chunks(states.shape[1], spans=spans):
+        for start, end in chunks(len(inputs), spans=spans):
             if deadline is not None:
                 deadline.check()
             logits[:] = verdict[:] = np.nan
-            binding = self.session.binding()
+            binding = bind_part(self.session, self.source, cache, inputs, start, end, spans)
             cache.bind(binding, self.layers)
-            bind_positions(binding, cache.length, start, end, known)
-            binding.input(self.source, np.ascontiguousarray(states[:, start:end]))
             binding.output("logits", logits)
             binding.output("verdict_logits", verdict)
             binding.run(deadline.abort if deadline is not None else None)
@@ -77,12 +83,15 @@ class Stepper:
         decoder: Decoder,
         cache: KeyValueCache,
         columns: GateColumns | None,
-        width: int,
+        model: ModelInfo,
     ) -> None:
+        width = model.hidden_size
         self._cache = cache
         self._columns = columns
         self._token = np.zeros((1, 1), np.int64)
-        self._position = np.zeros((1, 1), np.int64)
+        self._position = position_ids(np.zeros((model.position_axes, 1), np.int64))
+        nothing = np.zeros((model.deepstack, 1, 1, width), np.float32)
+        self._end = np.zeros((1, 1), np.int64)
         self._mask = np.ones((1, 0), np.int64)
         self._logits = np.empty((1, 1, decoder.vocab_size), np.float32)
         embeds = np.empty((1, 1, width), np.float32)
@@ -91,14 +100,14 @@ class Stepper:
         self._embed.input("input_ids", self._token)
         self._embed.output("inputs_embeds", embeds)
         self._stages: list[tuple[Binding, range]] = []
-        # What is decoded sees what stands before it.
-        spans = ATTENTION_END in decoder.session.inputs
+        sessions = [decoder.session]
         self._column = np.zeros(0, np.float32)
         states = embeds
         if gate is not None and columns is not None:
             states = np.empty((1, 1, width), np.float32)
             empty = columns.empty()
             self._column = np.empty((*empty.shape[:3], 1, empty.shape[4]), np.float32)
+            sessions.insert(0, gate.session)
             binding = gate.session.binding()
             binding.input("inputs_embeds", embeds)
             binding.input("gate_past", empty)
@@ -111,10 +120,13 @@ class Stepper:
         binding.output("logits", self._logits)
         binding.output("verdict_logits", verdict)
         self._stages.append((binding, decoder.layers))
-        for binding, layers in self._stages:
+        for session, (binding, layers) in zip(sessions, self._stages, strict=True):
             binding.input("position_ids", self._position)
-            if spans:
-                binding.input(ATTENTION_END, self._position)
+            if ATTENTION_END in session.inputs:
+                # What is decoded sees what stands before it.
+                binding.input(ATTENTION_END, self._end)
+            if DEEPSTACK in session.inputs:
+                binding.input(DEEPSTACK, nothing)
             cache.bind(binding, layers)
 
     def step(self, token: int) -> Array:
@@ -130,13 +142,14 @@ class Stepper:
         if self._mask.shape[1] < cache.capacity:
             self._mask = np.ones((1, cache.capacity), np.int64)
         self._token[0, 0] = token
-        self._position[0, 0] = cache.length
+        self._position[:] = cache.place
+        self._end[:] = cache.length
         mask = self._mask[:, : cache.length + 1]
         self._embed.run()
         for binding, _ in self._stages:
             binding.input("attention_mask", mask)
             binding.run()
-        cache.length += 1
+        cache.extend(1, 1)
         if self._columns is not None:
             self._columns.append(self._column)
         logits: Array = self._logits[0, 0]

@@ -18,6 +18,7 @@ from edge_safe.runtime.calibration import Modality
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.decoder import Decoder, Stepper
 from edge_safe.runtime.gate import Gate, judge
+from edge_safe.runtime.inputs import Inputs, in_a_row, join
 from edge_safe.runtime.policy import STAGES, Policy, Stage
 from edge_safe.runtime.prefill import Span
 from edge_safe.runtime.session import Array
@@ -59,13 +60,13 @@ class Judged:
 
     Attributes:
         verdict: The decision.
-        states: (1, S, d) what the decoder still has to read, None once it has or never may.
+        states: What the decoder still has to read, None once it has or never may.
         logits: (1, 1, V) logits at slot T, where the decoder already ran for its verdict.
         spans: Of the prompt's positions, those that see each other.
     """
 
     verdict: Verdict
-    states: Array | None = None
+    states: Inputs | None = None
     logits: Array | None = None
     spans: Sequence[Span] = ()
 
@@ -129,15 +130,20 @@ class Engine:
                 )
         return policy.stages or (known[0],)
 
-    def embed(self, ids: Sequence[int] | Array) -> Array:
-        """Word embeddings (n, d) of token ids (n,)."""
+    def embed(self, ids: Sequence[int] | Array) -> Inputs:
+        """Word embeddings of token ids (n,)."""
         feed = np.asarray(ids, np.int64)[None]
         rows: Array = self._bundle.session("embed_tokens").run({"input_ids": feed})["inputs_embeds"]
-        return np.asarray(rows[0], np.float32)
+        return self.place(np.asarray(rows[0], np.float32))
+
+    def place(self, rows: Array) -> Inputs:
+        """Embeddings (n, d) whose places are counted one by one."""
+        model = self._manifest.model
+        return in_a_row(rows, model.position_axes, model.deepstack)
 
     def judge(
         self,
-        embeds: Array,
+        inputs: Inputs,
         state: State,
         policy: Policy,
         deadline: Deadline,
@@ -150,7 +156,7 @@ class Engine:
         a refused prompt the gate's columns stay, without slot T.
 
         Args:
-            embeds: (T, d) embeddings of the new part of the prompt.
+            inputs: Embeddings of the new part of the prompt, T positions.
             state: Moved on by this call.
             policy: Stages and thresholds.
             deadline: What ends it early.
@@ -163,7 +169,7 @@ class Engine:
         seen = state.columns.length if state.columns is not None else 0
         stages = self.stages(policy)
         try:
-            judged = self._judge(embeds, state, stages, policy, deadline, modality, spans)
+            judged = self._judge(inputs, state, stages, policy, deadline, modality, spans)
         except Exception as error:
             if isinstance(error, EdgeSafeError) and not isinstance(error, GateError):
                 self._forget(state, seen)
@@ -173,7 +179,7 @@ class Engine:
             self._forget(state, seen)
             raise
         if judged.verdict.decision is Decision.REFUSE:
-            self._forget(state, seen + len(embeds))
+            self._forget(state, seen + len(inputs))
         elif judged.verdict.decision is Decision.ERROR:
             self._forget(state, seen)
         return judged
@@ -189,7 +195,7 @@ class Engine:
             if judged.states is None:
                 raise GateError("the prompt was not allowed, it cannot be answered")
             logits, _ = self._decoder().prefill(judged.states, state.cache, spans=judged.spans)
-            state.cache.length += judged.states.shape[1]
+            state.cache.extend(len(judged.states), judged.states.span)
             judged.states, judged.logits = None, logits
         row: Array = logits[0, 0]
         return row
@@ -202,13 +208,13 @@ class Engine:
             self._decoder(),
             state.cache,
             state.columns,
-            self._manifest.model.hidden_size,
+            self._manifest.model,
         )
         return stepper.step
 
     def _judge(
         self,
-        embeds: Array,
+        inputs: Inputs,
         state: State,
         stages: tuple[Stage, ...],
         policy: Policy,
@@ -217,9 +223,8 @@ class Engine:
         spans: Sequence[Span],
     ) -> Judged:
         """The stages one after the other; the first one that does not allow ends it."""
-        slot = self.embed([self._safe_token])
-        states = np.concatenate([embeds, slot])[None]
-        state.cache.reserve(state.cache.length + states.shape[1])
+        states = join([inputs, self.embed([self._safe_token])])
+        state.cache.reserve(state.cache.length + len(states))
         gate = self._gate()
         verdict = None
         if gate is not None and state.columns is not None:
@@ -233,7 +238,7 @@ class Engine:
         deadline.check()
         verdict = self._verdict(final, "final", policy, modality)
         if verdict.decision is Decision.ALLOW:
-            state.cache.length += states.shape[1]
+            state.cache.extend(len(states), states.span)
         return Judged(verdict, None, logits)
 
     def _verdict(self, logits: Array, stage: Stage, policy: Policy, modality: Modality) -> Verdict:

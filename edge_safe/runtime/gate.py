@@ -15,7 +15,8 @@ from edge_safe.errors import GateError
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.calibration import Fitted, score, sigmoid
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.prefill import ATTENTION_END, Span, bind_positions, chunks
+from edge_safe.runtime.inputs import Inputs
+from edge_safe.runtime.prefill import Span, bind_part, chunks
 from edge_safe.runtime.session import Array, Session
 from edge_safe.runtime.verdict import Decision, Verdict
 
@@ -29,34 +30,33 @@ class Gate:
 
     def prefill(
         self,
-        embeds: Array,
+        inputs: Inputs,
         cache: KeyValueCache,
         columns: GateColumns,
         deadline: Deadline,
         spans: Sequence[Span] = (),
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Inputs, Array]:
         """Reads new positions whose last one is slot T.
 
         The model's cache gets their keys and values, but ``cache.length`` stays as it is: the
         caller moves it on when every layer has seen the positions.
 
         Args:
-            embeds: (1, S, d) float32, S >= 2; room for them was reserved in ``cache``.
+            inputs: Embeddings of at least 2 positions; room for them was reserved in ``cache``.
             cache: The model's keys and values.
             columns: The new positions' columns are appended.
             deadline: Ends the run early.
             spans: New positions that see each other, without slot T.
 
         Returns:
-            (1, S, d) hidden states at layer k and (1, 2) verdict logits.
+            The hidden states at layer k and (1, 2) verdict logits.
 
         Raises:
             GateError: The deadline passed.
         """
-        _, total, width = embeds.shape
-        states = np.empty((1, total, width), np.float32)
+        total, width = inputs.rows.shape
+        states = np.empty((total, width), np.float32)
         logits = np.empty((1, 2), np.float32)
-        known = spans if ATTENTION_END in self.session.inputs else None
         for start, end in chunks(total, spans=spans):
             deadline.check()
             hidden = np.empty((1, end - start, width), np.float32)
@@ -64,18 +64,16 @@ class Gate:
             shape = (*past.shape[:3], columns.length + end - start, past.shape[4])
             present = np.empty(shape, np.float32)
             logits[:] = np.nan
-            binding = self.session.binding()
+            binding = bind_part(self.session, "inputs_embeds", cache, inputs, start, end, spans)
             cache.bind(binding, self.layers)
-            bind_positions(binding, cache.length, start, end, known)
-            binding.input("inputs_embeds", np.ascontiguousarray(embeds[:, start:end]))
             binding.input("gate_past", past)
             binding.output("gate_present", present)
             binding.output("hidden_states", hidden)
             binding.output("verdict_logits", logits)
             binding.run(deadline.abort)
-            states[:, start:end] = hidden
+            states[start:end] = hidden[0]
             columns.append(present[:, :, :, columns.length :])
-        return states, logits
+        return inputs.with_rows(states), logits
 
 
 def judge(logits: Array, calibration: Fitted, threshold: float, stage: str) -> Verdict:

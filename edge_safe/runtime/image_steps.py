@@ -7,6 +7,7 @@ on uint8, so the pixel values are theirs too. What a step has to know stands in 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -24,12 +25,16 @@ FloatArray = NDArray[np.float32]
 
 Side = Annotated[int, Meta(ge=1, le=8192)]
 TileCount = Annotated[int, Meta(ge=1, le=64)]
+PixelCount = Annotated[int, Meta(ge=1)]
 Byte = Annotated[int, Meta(ge=0, le=255)]
 Positive = Annotated[float, Meta(gt=0)]
 Resample = Literal["bilinear", "bicubic", "lanczos"]
 
 # Idefics3's image processor never makes a side longer than this.
 LONGEST_SIDE = 4096
+
+# Qwen2-VL's takes no picture that is longer than this many times its breadth.
+MOST_EXTREME = 200
 
 
 class _Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="step"):
@@ -118,6 +123,18 @@ class FitIntoGrid(_Step, frozen=True, tag="fit_into_grid"):
     resample: Resample
 
 
+class SmartResize(_Step, frozen=True, tag="smart_resize"):
+    """Both sides to multiples of ``factor``, in proportion as far as that goes.
+
+    Their product is at most ``max_pixels`` and, in small pictures, at least ``min_pixels``.
+    """
+
+    factor: Side
+    min_pixels: PixelCount
+    max_pixels: PixelCount
+    resample: Resample
+
+
 Step = (
     Resize
     | ResizeShortestEdge
@@ -127,7 +144,22 @@ Step = (
     | SplitIntoTiles
     | SplitIntoGrid
     | FitIntoGrid
+    | SmartResize
 )
+
+
+class Patches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a picture is cut up for a tower that takes rows of patches.
+
+    Attributes:
+        size: Side of a patch.
+        merge: Side of a cell in patches; a cell's patches stand together and become one feature.
+        frames: How often a picture is repeated, as a patch of a video has several frames.
+    """
+
+    size: Side
+    merge: Side
+    frames: Side
 
 
 class Pixels(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -138,12 +170,14 @@ class Pixels(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         rescale_factor: What each byte is multiplied with.
         image_mean: Of red, green, blue.
         image_std: Likewise.
+        patches: How it is cut up, where the tower takes patches.
     """
 
     steps: list[Step]
     rescale_factor: Positive
     image_mean: tuple[float, float, float]
     image_std: tuple[Positive, Positive, Positive]
+    patches: Patches | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +200,10 @@ class PixelValues:
     """A picture as its tower takes it.
 
     Attributes:
-        values: (tiles, 3, H, W) float32, red first.
-        rows: See ``Tiles``.
-        columns: See ``Tiles``.
+        values: (tiles, 3, H, W) float32, red first, or (patches, 3 * frames * size * size).
+        rows: See ``Tiles``; of patches, rows of cells.
+        columns: Likewise.
+        count: Number of tiles, or of cells, that the tower makes features of.
         height: Of the picture itself.
         width: Likewise.
     """
@@ -176,6 +211,7 @@ class PixelValues:
     values: FloatArray
     rows: int
     columns: int
+    count: int
     height: int
     width: int
 
@@ -196,9 +232,37 @@ def pixel_values(image: ByteImage, pixels: Pixels) -> PixelValues:
     stacked = np.stack(tiles.images).astype(np.float64) * pixels.rescale_factor
     mean = np.array(pixels.image_mean, np.float32)
     std = np.array(pixels.image_std, np.float32)
-    values = (stacked.astype(np.float32) - mean) / std
-    values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
-    return PixelValues(values, tiles.rows, tiles.columns, *image.shape[:2])
+    values = np.ascontiguousarray(((stacked.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2))
+    if pixels.patches is not None:
+        return _patches(values, pixels.patches, *image.shape[:2])
+    return PixelValues(values, tiles.rows, tiles.columns, len(values), *image.shape[:2])
+
+
+def _patches(values: FloatArray, patches: Patches, height: int, width: int) -> PixelValues:
+    """Cuts (1, 3, H, W) into patches, cell by cell.
+
+    Args:
+        values: The prepared picture.
+        patches: How it is cut.
+        height: Of the picture itself.
+        width: Likewise.
+
+    Raises:
+        GateError: The steps leave more than one tile, or sides that are not whole cells.
+    """
+    count, colors, high, wide = values.shape
+    size, merge = patches.size, patches.merge
+    rows, columns = high // (size * merge), wide // (size * merge)
+    if count != 1 or (rows * merge * size, columns * merge * size) != (high, wide):
+        raise GateError(
+            f"the bundle's image steps leave {count} tiles of {high} x {wide}, which cannot be "
+            f"cut into cells of {merge} x {merge} patches of {size} x {size}"
+        )
+    cut = values[0].reshape(colors, rows, merge, size, columns, merge, size)
+    ordered = cut.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
+    repeated = np.repeat(ordered, patches.frames, axis=5)
+    cells = rows * columns
+    return PixelValues(repeated.reshape(cells * merge**2, -1), rows, columns, cells, height, width)
 
 
 def _apply(step: Step, tiles: Tiles) -> Tiles:
@@ -218,6 +282,8 @@ def _apply(step: Step, tiles: Tiles) -> Tiles:
             images = [_longest(t, step) for t in tiles.images]
         case PadToSquare():
             images = [_pad(t, step.color) for t in tiles.images]
+        case SmartResize():
+            images = [_smart(t, step) for t in tiles.images]
         case CenterCrop():
             images = [_crop(t, step.height, step.width) for t in tiles.images]
     return replace(tiles, images=tuple(images))
@@ -261,6 +327,36 @@ def _longest(image: ByteImage, step: ResizeLongestEdge) -> ByteImage:
     elif height > width and height > LONGEST_SIDE:
         height, width = LONGEST_SIDE, int(LONGEST_SIDE * ratio)
     return _resize(image, max(height, 1), max(width, 1), step.resample)
+
+
+def _smart(image: ByteImage, step: SmartResize) -> ByteImage:
+    height, width = image.shape[:2]
+    if max(height, width) > MOST_EXTREME * min(height, width):
+        raise MediaError(
+            f"A picture of {width} x {height} pixels is too long for its breadth: more than "
+            f"{MOST_EXTREME} to 1. Crop it."
+        )
+    high, broad = smart_sides(height, width, step)
+    return _resize(image, high, broad, step.resample)
+
+
+def smart_sides(height: int, width: int, step: SmartResize) -> tuple[int, int]:
+    """Height and width that a picture is resized to."""
+    factor = step.factor
+
+    def whole(side: float, rounding: Callable[[float], int]) -> int:
+        return max(factor, rounding(side / factor) * factor)
+
+    # Python rounds halves to even numbers, as transformers does; there a side may become 0 here,
+    # which the next step mends in the same way.
+    high, broad = (round(side / factor) * factor for side in (height, width))
+    if high * broad > step.max_pixels:
+        shrink = math.sqrt(height * width / step.max_pixels)
+        return whole(height / shrink, math.floor), whole(width / shrink, math.floor)
+    if high * broad < step.min_pixels:
+        grow = math.sqrt(step.min_pixels / (height * width))
+        return whole(height * grow, math.ceil), whole(width * grow, math.ceil)
+    return high, broad
 
 
 def _pad(image: ByteImage, color: tuple[int, int, int]) -> ByteImage:

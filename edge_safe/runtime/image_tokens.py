@@ -8,7 +8,7 @@ placeholder once per feature.
 from __future__ import annotations
 
 from math import isqrt
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from edge_safe.runtime.any_resolution import map_size, pack
 from edge_safe.runtime.image_steps import FloatArray, PixelValues
+from edge_safe.runtime.inputs import on_a_grid
 from edge_safe.runtime.tokens import Piece, Trusted
 
 Marker = Annotated[str, Meta(min_length=1)]
@@ -79,7 +80,13 @@ class AnyResolution(_Layout, frozen=True, tag="any_resolution"):
     most: Annotated[int, Meta(ge=1, le=64)]
 
 
-Layout = Plain | TileRows | Enclosed | AnyResolution
+class Grid(_Layout, frozen=True, tag="grid"):
+    """The features of a picture that was cut into patches, a tile for each cell, in a grid."""
+
+    tokens: ClassVar[int] = 1
+
+
+Layout = Plain | TileRows | Enclosed | AnyResolution | Grid
 
 
 def markers(layout: Layout) -> list[str]:
@@ -92,7 +99,7 @@ def markers(layout: Layout) -> list[str]:
         case Enclosed():
             # White space beside a marker is plain text.
             return [layout.before.strip(), layout.after.strip()]
-        case Plain() | AnyResolution():
+        case Plain() | AnyResolution() | Grid():
             return []
 
 
@@ -104,16 +111,29 @@ def rows_of_tile(layout: Layout) -> int:
 def count_features(layout: Layout, pixels: PixelValues) -> int:
     """Features that a picture takes in the prompt, its markers not counted."""
     if not isinstance(layout, AnyResolution):
-        return len(pixels.values) * layout.tokens
+        return pixels.count * layout.tokens
     if not pixels.rows:
         return layout.tokens + 1
     _, (rows, columns) = map_size(pixels, isqrt(layout.tokens), layout.most)
     return layout.tokens + rows * (columns + 1)
 
 
-def lay_out(layout: Layout, pixels: PixelValues, features: FloatArray) -> list[Piece]:
-    """Puts features (tiles, tokens, d) and markers into the order of the prompt."""
+def lay_out(
+    layout: Layout, pixels: PixelValues, features: FloatArray, deepstack: FloatArray
+) -> list[Piece]:
+    """Puts features (tiles, tokens, d) and markers into the order of the prompt.
+
+    Args:
+        layout: What stands where.
+        pixels: The picture.
+        features: What the tower made of it.
+        deepstack: (D, tiles, d) what it made for deeper layers, of a grid.
+    """
     match layout:
+        case Grid():
+            return [
+                on_a_grid(np.concatenate(list(features)), pixels.rows, pixels.columns, deepstack)
+            ]
         case Plain():
             return [np.concatenate(list(features))]
         case Enclosed():

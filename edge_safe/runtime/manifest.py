@@ -59,7 +59,20 @@ prompt."""
 
 
 class ModelInfo(_Record, frozen=True):
-    """What the engine has to know of the language model."""
+    """What the engine has to know of the language model.
+
+    Attributes:
+        layers: Number of layers.
+        hidden_size: Width.
+        kv_heads: Heads of keys and values.
+        head_dim: Their width.
+        vocab_size: Rows of the embedding.
+        context_length: Longest sequence.
+        eos_token_ids: Tokens that end an answer.
+        pad_token_id: Token that stands for nothing.
+        position_axes: Rows of ``position_ids``: 1, or 3 (time, row, column) with M-RoPE.
+        deepstack: Layers behind which features of pictures are added to the hidden states.
+    """
 
     layers: int
     hidden_size: int
@@ -70,6 +83,8 @@ class ModelInfo(_Record, frozen=True):
     eos_token_ids: list[int]
     pad_token_id: int
     bidirectional: Bidirectional = "none"
+    position_axes: Literal[1, 3] = 1
+    deepstack: int = 0
 
 
 class AttentionInfo(_Record, frozen=True):

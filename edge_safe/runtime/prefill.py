@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_safe.runtime.session import Array, Binding
+from edge_safe.runtime.cache import KeyValueCache
+from edge_safe.runtime.inputs import Inputs
+from edge_safe.runtime.session import Array, Binding, Session
+
+DEEPSTACK = "deepstack_features"
 
 CHUNK = 512
 ATTENTION_END = "attention_end"
@@ -49,19 +53,38 @@ def attention_ends(past: int, start: int, end: int, spans: Sequence[Span] = ()) 
     return ends[None]
 
 
-def bind_positions(
-    binding: Binding, past: int, start: int, end: int, spans: Sequence[Span] | None
-) -> None:
-    """Binds mask and position numbers of new positions start .. end-1.
+def bind_part(
+    session: Session,
+    source: str,
+    cache: KeyValueCache,
+    inputs: Inputs,
+    start: int,
+    end: int,
+    spans: Sequence[Span] = (),
+) -> Binding:
+    """Binds the new positions start .. end-1 with their mask behind what the cache holds.
 
     Args:
-        binding: Of a gate or decoder.
-        past: Positions that are cached before all new ones.
-        start: First position of this run.
-        end: The one behind its last.
-        spans: Of all new positions; None for a graph that knows none.
+        session: The graph.
+        source: Its input for rows.
+        cache: What came before ``inputs``.
+        inputs: All new positions.
+        start: First of this run.
+        end: Behind its last.
+        spans: Of all new positions, those that see each other.
     """
-    binding.input("attention_mask", np.ones((1, past + end), np.int64))
-    binding.input("position_ids", np.arange(past + start, past + end, dtype=np.int64)[None])
-    if spans is not None:
-        binding.input(ATTENTION_END, attention_ends(past, start, end, spans))
+    binding = session.binding()
+    part = slice(start, end)
+    binding.input("attention_mask", np.ones((1, cache.length + end), np.int64))
+    binding.input("position_ids", position_ids(inputs.places[:, part] + cache.place))
+    binding.input(source, np.ascontiguousarray(inputs.rows[None, part]))
+    if DEEPSTACK in session.inputs:
+        binding.input(DEEPSTACK, np.ascontiguousarray(inputs.deepstack[:, None, part]))
+    if ATTENTION_END in session.inputs:
+        binding.input(ATTENTION_END, attention_ends(cache.length, start, end, spans))
+    return binding
+
+
+def position_ids(places: Array) -> Array:
+    """(A, n) places as a graph takes them: (1, n) counted one by one, else (3, 1, n)."""
+    return np.ascontiguousarray(places if len(places) == 1 else places[:, None])

@@ -12,7 +12,7 @@ from edge_safe.runtime.calibration import Modality
 from edge_safe.runtime.families.base import Placed
 from edge_safe.runtime.session import Array
 from edge_safe.runtime.template import ChatTemplate, Content, Place
-from edge_safe.runtime.tokens import Piece, Tokens, Trusted, Untrusted
+from edge_safe.runtime.tokens import Encoded, Piece, Tokens, Trusted, Untrusted
 
 # No tokenizer in use averages more characters per token; longer prompts are not even tokenized.
 _CHARACTERS_PER_TOKEN = 8
@@ -27,7 +27,7 @@ class Message:
 
     Attributes:
         role: ``system``, ``user`` or ``assistant``.
-        content: Texts, ids (n,) and embeddings (n, d), in order.
+        content: Texts and what needs no tokenizer, in order.
         media: What stands at the template's own places for media, in front of the content.
         image_tokens: Embeddings that stand for pictures.
         audio_tokens: Embeddings that stand for sound.
@@ -57,7 +57,7 @@ class PromptBuilder:
         self._safe = safe_token_id
         self._context = context_length
 
-    def build(self, messages: Sequence[Message], after: int | None = None) -> list[Array]:
+    def build(self, messages: Sequence[Message], after: int | None = None) -> list[Encoded]:
         """Renders and tokenizes a conversation up to slot T.
 
         Args:
@@ -66,7 +66,7 @@ class PromptBuilder:
                 caches hold already.
 
         Returns:
-            Ids (n,) int64 and embeddings (n, d) float32, in order.
+            Ids, embeddings and pictures, in order.
 
         Raises:
             PromptError: A text is too long, or the template rejects the conversation.
@@ -150,11 +150,12 @@ def check_not_empty(message: Message) -> None:
         )
 
 
-def positions(arrays: Sequence[Array]) -> int:
-    """Positions that arrays of ids and embeddings take."""
+def positions(arrays: Sequence[Encoded]) -> int:
+    """Positions that ids, embeddings and pictures take."""
     return sum(map(len, arrays))
 
 
-def token_ids(arrays: Sequence[Array]) -> Array:
-    """All ids (n,) among the arrays."""
-    return np.concatenate([np.zeros(0, np.int64), *(a for a in arrays if a.ndim == 1)])
+def token_ids(arrays: Sequence[Encoded]) -> Array:
+    """All ids (n,) among them."""
+    ids = [a for a in arrays if isinstance(a, np.ndarray) and a.ndim == 1]
+    return np.concatenate([np.zeros(0, np.int64), *ids])

@@ -17,6 +17,7 @@ from edge_safe.runtime.calibration import Modality, way_in
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.engine import Engine, Judged, State, failed
 from edge_safe.runtime.families.base import Family
+from edge_safe.runtime.inputs import Inputs, join
 from edge_safe.runtime.manifest import Bidirectional
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.policy import Policy
@@ -25,7 +26,7 @@ from edge_safe.runtime.prompt import Message, PromptBuilder, positions, token_id
 from edge_safe.runtime.reply import Reply, Timing, Usage
 from edge_safe.runtime.sampler import Sampling
 from edge_safe.runtime.session import Array
-from edge_safe.runtime.tokens import Tokens, Untrusted
+from edge_safe.runtime.tokens import Encoded, Tokens, Untrusted
 from edge_safe.runtime.verdict import Decision, Verdict
 
 Event = Verdict | str | Reply
@@ -37,20 +38,20 @@ class Prompt:
     """A prompt that is ready for the gate.
 
     Attributes:
-        embeds: (T, d) float32.
+        embeds: Embeddings of its T positions.
         ids: (n,) those ids that it was made of.
         usage: Its positions.
-        question: (Q, d) the same conversation without the answer that was begun, None where no
+        question: The same conversation without the answer that was begun, None where no
             answer was.
         modality: The way in of all that the gate will have seen.
         spans: Of the T positions, those that see each other.
         question_spans: Of the Q positions likewise.
     """
 
-    embeds: Array
+    embeds: Inputs
     ids: Array
     usage: Usage
-    question: Array | None = None
+    question: Inputs | None = None
     modality: Modality = "text"
     spans: list[Span] = field(default_factory=list)
     question_spans: list[Span] = field(default_factory=list)
@@ -119,9 +120,9 @@ class Requests:
 
     def prompt(
         self,
-        arrays: Sequence[Array],
+        arrays: Sequence[Encoded],
         messages: Sequence[Message],
-        question: Sequence[Array] | None = None,
+        question: Sequence[Encoded] | None = None,
     ) -> Prompt:
         """Embeds what a prompt, and its question where an answer was begun, were built of."""
         usage = Usage(
@@ -139,10 +140,16 @@ class Requests:
             find_spans(question or [], self._bidirectional),
         )
 
-    def _embed(self, arrays: Sequence[Array]) -> Array:
-        """Ids and embeddings as one (n, d) array."""
-        rows = [a if a.ndim == 2 else self.engine.embed(a) for a in arrays]
-        return np.concatenate(rows).astype(np.float32, copy=False)
+    def _embed(self, arrays: Sequence[Encoded]) -> Inputs:
+        """Ids, embeddings and pictures as one run."""
+        return join([self._inputs(array) for array in arrays])
+
+    def _inputs(self, array: Encoded) -> Inputs:
+        if isinstance(array, Inputs):
+            return array
+        if array.ndim == 2:
+            return self.engine.place(array.astype(np.float32, copy=False))
+        return self.engine.embed(array)
 
     def check_room(self, needed: int) -> None:
         """Makes sure that a prompt, slot T and one answer token fit the context.
@@ -238,7 +245,7 @@ class Requests:
 
     def _judge(
         self,
-        embeds: Array,
+        embeds: Inputs,
         modality: Modality,
         state: State,
         deadline: Deadline,
@@ -276,7 +283,7 @@ class Requests:
         )
 
 
-def find_spans(arrays: Sequence[Array], bidirectional: Bidirectional) -> list[Span]:
+def find_spans(arrays: Sequence[Encoded], bidirectional: Bidirectional) -> list[Span]:
     """New positions that see each other.
 
     Args:
@@ -289,4 +296,8 @@ def find_spans(arrays: Sequence[Array], bidirectional: Bidirectional) -> list[Sp
     if bidirectional == "none":
         return []
     ends = list(itertools.accumulate(map(len, arrays)))
-    return [(end - len(a), end) for a, end in zip(arrays, ends, strict=True) if a.ndim == 2]
+    return [
+        (end - len(array), end)
+        for array, end in zip(arrays, ends, strict=True)
+        if isinstance(array, Inputs) or array.ndim == 2
+    ]

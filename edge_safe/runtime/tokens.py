@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from edge_safe.errors import BundleError, PromptError
+from edge_safe.runtime.inputs import Inputs
 from edge_safe.runtime.session import Array
 
 
@@ -32,7 +33,10 @@ class Untrusted:
     text: str
 
 
-Piece = Trusted | Untrusted | Array
+Encoded = Array | Inputs
+"""Ids (n,) int64, embeddings (n, d) float32 whose places are counted one by one, or a picture."""
+
+Piece = Trusted | Untrusted | Encoded
 
 
 class Tokens:
@@ -72,20 +76,19 @@ class Tokens:
         ordered = sorted(special.values(), key=lambda token: len(token.content), reverse=True)
         self._pattern = re.compile("|".join(map(_pattern, ordered)) or r"(?!)")
 
-    def encode(self, pieces: Sequence[Piece]) -> list[Array]:
+    def encode(self, pieces: Sequence[Piece]) -> list[Encoded]:
         """Tokenizes a prompt.
 
         Args:
-            pieces: Texts, and arrays that are passed through in place: ids (n,) int64 or
-                embeddings (n, d) float32.
+            pieces: Texts, and what is passed through in place.
 
         Returns:
-            Arrays of both kinds in order.
+            Ids, embeddings and pictures in order.
 
         Raises:
             PromptError: A text would produce a control token in spite of everything.
         """
-        out: list[Array] = []
+        out: list[Encoded] = []
         run = ""
         for piece in pieces:
             if isinstance(piece, Untrusted):

@@ -13,8 +13,8 @@ from edge_safe.runtime.media import ImageInput
 from tests.export.test_image_processors import noise
 from tests.export.vision_families import write_vision_family
 
-# What they have beside it: spans of a picture, spans of a prompt.
-FAMILIES = ("gemma3", "paligemma")
+# Beside it: spans of a picture, spans of a prompt, places turned before it (twice).
+FAMILIES = ("gemma3", "paligemma", "qwen2_vl", "qwen3_vl")
 QUESTION = "What does the sign say? And who lives there?"
 
 

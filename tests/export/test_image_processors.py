@@ -11,8 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from PIL import Image
 from transformers.image_utils import load_image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -23,20 +26,32 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
     LlavaOnevisionImageProcessorPil,
 )
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+    smart_resize,
+)
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from edge_safe.errors import ExportError
+from edge_safe.errors import ExportError, GateError, MediaError
 from edge_safe.export.image_processors import (
     grid_and_thumbnail,
     grid_in_any_resolution,
     one_square,
     padded_square,
+    patches_of_any_size,
     read_image_processor,
     tiles_and_whole,
 )
 from edge_safe.runtime.image_io import read_image
-from edge_safe.runtime.image_steps import Pixels, pixel_values
+from edge_safe.runtime.image_steps import (
+    Pixels,
+    SmartResize,
+    SplitIntoTiles,
+    pixel_values,
+    smart_sides,
+)
 
 LLAVA = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
 
@@ -52,7 +67,20 @@ def smolvlm(**changes: Any) -> Any:
     return SmolVLMImageProcessorPil(**sizes | changes)
 
 
-# Processors with the sizes of well-known checkpoints, and the side of their towers' squares.
+def patches(processor: Any, side: int) -> Pixels:
+    """Steps for a tower of patches of that size."""
+    return patches_of_any_size(processor, Qwen2VLVisionConfig(patch_size=side))
+
+
+QWEN3_VL = {
+    "patch_size": 16,
+    "size": {"shortest_edge": 65536, "longest_edge": 1048576},
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+
+# Processors with the sizes of well-known checkpoints, and the side of their towers' squares, or of
+# their patches.
 PROCESSORS: dict[str, tuple[Callable[[], Any], Callable[[Any, int], Pixels], int]] = {
     "llava 1.5": (partial(CLIPImageProcessorPil, **LLAVA), one_square, 336),
     "llava": (partial(LlavaImageProcessorPil, **LLAVA), one_square, 336),
@@ -76,6 +104,9 @@ PROCESSORS: dict[str, tuple[Callable[[], Any], Callable[[Any, int], Pixels], int
     ),
     "llava_onevision alone": (ONEVISION, grid_in_any_resolution, 384),
     "llava_onevision of several": (ONEVISION, padded_square, 384),
+    "qwen2_vl": (Qwen2VLImageProcessorPil, patches, 14),
+    "qwen2_5_vl": (partial(Qwen2VLImageProcessorPil, max_pixels=300000), patches, 14),
+    "qwen3_vl": (partial(Qwen2VLImageProcessorPil, **QWEN3_VL), patches, 16),
     "smolvlm": (smolvlm, tiles_and_whole, 512),
     "smolvlm whole": (partial(smolvlm, do_image_splitting=False), tiles_and_whole, 512),
 }
@@ -131,6 +162,13 @@ def check(image: Any, expected: Any, name: str) -> None:
     golden = processor(given, return_tensors="np", **options)
     if convert is padded_square:
         golden["pixel_values"] = golden["pixel_values"][0]
+    if convert is patches:
+        np.testing.assert_array_equal(found.values, golden["pixel_values"])
+        assert found.values.dtype == np.float32
+        merge = processor.merge_size
+        grid = [[1, found.rows * merge, found.columns * merge]]
+        assert golden["image_grid_thw"].tolist() == grid
+        return
     values = golden["pixel_values"].reshape(-1, *golden["pixel_values"].shape[-3:])
     np.testing.assert_array_equal(found.values, values)
     if rows:
@@ -148,7 +186,31 @@ def test_pixel_values_are_transformers(name: str, picture: str) -> None:
     check(image, image, name)
 
 
-@pytest.mark.parametrize("name", ["llava", "idefics3"])
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(1, 40), st.integers(1, 10**6))
+def test_sides_are_transformers(height: int, width: int, factor: int, least: int) -> None:
+    step = SmartResize(
+        factor=factor, min_pixels=least, max_pixels=4 * least + 9, resample="bicubic"
+    )
+    assume(max(height, width) <= 200 * min(height, width))
+    expected = smart_resize(height, width, factor, step.min_pixels, step.max_pixels)
+    assert smart_sides(height, width, step) == expected
+
+
+def test_a_picture_that_is_all_length_is_refused() -> None:
+    pixels = patches(Qwen2VLImageProcessorPil(), 14)
+    with pytest.raises(MediaError, match=r"1005 x 5 pixels.*200 to 1"):
+        pixel_values(np.zeros((5, 1005, 3), np.uint8), pixels)
+
+
+def test_several_tiles_cannot_be_cut_into_patches() -> None:
+    pixels = patches(Qwen2VLImageProcessorPil(), 14)
+    tiles = SplitIntoTiles(size=56, resample="bicubic")
+    both = msgspec.structs.replace(pixels, steps=[tiles])
+    with pytest.raises(GateError, match="5 tiles of 56 x 56"):
+        pixel_values(np.zeros((112, 112, 3), np.uint8), both)
+
+
+@pytest.mark.parametrize("name", ["llava", "idefics3", "qwen2_vl"])
 def test_pixel_values_of_a_rotated_file(name: str, tmp_path: Path) -> None:
     path = tmp_path / "rotated.png"
     exif = Image.Exif()
@@ -169,6 +231,8 @@ REFUSED = {
     "no normalization": (LlavaImageProcessorPil, {**LLAVA, "do_normalize": False}, "do_normalize"),
     "no resize": (LlavaImageProcessorPil, {**LLAVA, "do_resize": False}, "do_resize"),
     "another size": (CLIPImageProcessorPil, {}, "224 x 224.*takes 336 x 336"),
+    "no resize of patches": (Qwen2VLImageProcessorPil, {"do_resize": False}, "do_resize"),
+    "another patch": (Qwen2VLImageProcessorPil, {"patch_size": 16}, r"\(16, 2, 2\).*\(14, 2, 2\)"),
     "another tile": (Idefics3ImageProcessorPil, {}, "364.*takes 336 x 336"),
 }
 
@@ -176,9 +240,10 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_the_steps_cannot_do_is_refused(case: str) -> None:
     kind, options, message = REFUSED[case]
-    convert = tiles_and_whole if kind is Idefics3ImageProcessorPil else one_square
+    kinds = {Idefics3ImageProcessorPil: tiles_and_whole, Qwen2VLImageProcessorPil: patches}
+    convert = kinds.get(kind, one_square)
     with pytest.raises(ExportError, match=message):
-        convert(kind(**options), 336)
+        convert(kind(**options), 14 if convert is patches else 336)
 
 
 def test_a_folder_without_an_image_processor_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from edge_safe.errors import BundleError, ExportError, MediaError, PromptError, 
 from edge_safe.export import ExportReport, export_bundle
 from edge_safe.export.families.base import find_family
 from edge_safe.models.safety_model import SafetyTokenModel
+from edge_safe.runtime import prefill
+from edge_safe.runtime.inputs import Inputs
 from edge_safe.runtime.prefill import CHUNK
 from edge_safe.runtime.prompt import Message
 from edge_safe.runtime.tokens import Untrusted
@@ -109,17 +111,21 @@ def hugging_face_inputs(processor: Any, turns: Turns, answers: list[str]) -> dic
 
 
 def pixels_of(inputs: dict[str, Any]) -> dict[str, Any]:
-    names = ("pixel_values", "pixel_attention_mask", "image_sizes", "batch_num_images")
+    names = (
+        "pixel_values", "pixel_attention_mask", "image_sizes", "batch_num_images", "image_grid_thw",
+    )  # fmt: skip
     return {name: value for name, value in inputs.items() if name in names}
 
 
 def types_of(torch_model: SafetyTokenModel, ids: list[int]) -> dict[str, Any]:
-    """What tells transformers which positions see each other."""
+    """What tells transformers what stands for pictures, and which positions see each other."""
     config: Any = torch_model.model.config
     if config.model_type == "gemma3":
         return {"token_type_ids": (torch.tensor([ids]) == config.image_token_id).long()}
     if config.model_type == "paligemma":
         return {"token_type_ids": (torch.tensor([ids]) == SAFE_ID).long()}
+    if config.model_type.startswith("qwen"):
+        return {"mm_token_type_ids": (torch.tensor([ids]) == config.image_token_id).int()}
     return {}
 
 
@@ -134,7 +140,8 @@ def bundle_ids(model: SafeModel, turns: Turns, answers: list[str], image_id: int
             messages.append(Message("assistant", [Untrusted(answers[number])]))
     ids: list[int] = []
     for array in requests.builder.build(messages):
-        ids += [image_id] * len(array) if array.ndim == 2 else array.tolist()
+        words = isinstance(array, np.ndarray) and array.ndim == 1
+        ids += array.tolist() if words else [image_id] * len(array)
     return ids
 
 
@@ -259,15 +266,15 @@ def test_report_tells_of_parity(files: FamilyFiles, family: str) -> None:
     assert report.family == family
     assert report.parity.passed
     assert max(b.relative_difference for b in report.parity.boundaries) < 1e-4
-    assert {b.case for b in report.parity.boundaries if b.graph == "vision_encoder"} == {
-        "1 tiles",
-        "3 tiles",
-    }
+    cases = {b.case for b in report.parity.boundaries if b.graph == "vision_encoder"}
+    assert cases == VISION_FAMILIES[family].cases
 
 
 def test_what_is_seen_differs_from_place_to_place(family: str, model: SafeModel) -> None:
     media = model._requests._family.media([PICTURES["wide"], PICTURES["tall"]], None)
-    rows = np.concatenate([p for m in media.placed for p in m.pieces if isinstance(p, np.ndarray)])
+    pieces = [piece for medium in media.placed for piece in medium.pieces]
+    seen = [p.rows if isinstance(p, Inputs) else p for p in pieces]
+    rows = np.concatenate([p for p in seen if isinstance(p, np.ndarray)])
     if family == "llava_onevision":
         # The line break stands behind every line of both.
         rows = rows[(rows != rows[-1]).any(-1)]
@@ -275,7 +282,9 @@ def test_what_is_seen_differs_from_place_to_place(family: str, model: SafeModel)
     assert distances.min() > 0.05 * np.linalg.norm(rows, axis=-1).mean()
 
 
-@pytest.mark.parametrize("written", ["<image>", "<fake_token_around_image>", "<row_1_col_1>"])
+@pytest.mark.parametrize(
+    "written", ["<image>", "<fake_token_around_image>", "<row_1_col_1>", "<|image_pad|>"]
+)
 def test_words_of_a_user_never_become_a_picture_s_tokens(
     written: str, model: SafeModel, torch_model: SafetyTokenModel
 ) -> None:
@@ -301,6 +310,33 @@ def test_pictures_beyond_the_context_are_refused_early(model: SafeModel) -> None
     assert model.run_counts()["vision_encoder"] - before <= 1024 // 4
 
 
+@pytest.mark.parametrize("name", ["one image", "two images"])
+def test_chunks_inside_a_picture_change_nothing(
+    name: str, model: SafeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((text, names),) = CONVERSATIONS[name]
+    pictures = [PICTURES[n] for n in names]
+    whole = model.generate(text, images=pictures, max_tokens=TOKENS)
+    monkeypatch.setattr(prefill.chunks, "__defaults__", (7, ()))
+    chunked = model.generate(text, images=pictures, max_tokens=TOKENS)
+    assert chunked.verdict.p_unsafe == pytest.approx(whole.verdict.p_unsafe, abs=1e-5)
+    assert chunked.text == whole.text
+
+
+def test_a_turn_that_nobody_heard_leaves_no_place_behind(files: FamilyFiles) -> None:
+    both = Policy(stages=("gate", "final"), thresholds=ALLOW.thresholds)
+    model = SafeModel.load(files.bundle, threads=1, policy=both)
+    chat, fresh = model.chat(), model.chat()
+    left = chat.stream(QUESTION, images=[PICTURES["tall"]])
+    next(left)
+    left.close()
+    pictures = [PICTURES["small"]]
+    reply = chat.send(QUESTION, images=pictures, max_tokens=TOKENS)
+    assert reply.text == fresh.send(QUESTION, images=pictures, max_tokens=TOKENS).text
+    again = chat.send(SECOND, max_tokens=TOKENS)
+    assert again.text == fresh.send(SECOND, max_tokens=TOKENS).text
+
+
 def test_sound_is_refused(model: SafeModel) -> None:
     with pytest.raises(MediaError, match="no tower for sound"):
         model.assess(QUESTION, audio=(np.zeros(16000, np.float32), 16000))
@@ -324,9 +360,18 @@ def changed(files: FamilyFiles, folder: Path, change: Callable[[dict[str, Any]],
     return bundle
 
 
+def other_number_of_features(image: dict[str, Any]) -> None:
+    """Lets the runtime expect what the tower does not give."""
+    if image["layout"]["layout"] == "grid":
+        image["pixels"]["patches"]["merge"] *= 2
+        image["pixels"]["steps"][0]["factor"] *= 2
+    else:
+        image["layout"]["tokens"] = 3
+
+
 FAILING: dict[str, Callable[[dict[str, Any]], None]] = {
     "not finite": lambda m: m["processors"]["image"]["pixels"].update(rescale_factor=1e300),
-    "number of features": lambda m: m["processors"]["image"]["layout"].update(tokens=3),
+    "number of features": lambda m: other_number_of_features(m["processors"]["image"]),
     "size of a tile": lambda m: m["processors"]["image"]["pixels"].update(
         steps=[{"step": "resize", "height": 8, "width": 8, "resample": "bicubic"}]
     ),
@@ -386,6 +431,24 @@ def test_malformed_parameters_are_found_at_loading(
         SafeModel.load(changed(files, tmp_path, change), threads=1)
 
 
+UNLIKE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "layout": lambda m: image_of(m).update(layout={"layout": "plain", "tokens": 4}),
+    "patches": lambda m: image_of(m)["pixels"].update(patches=None),
+    "position_axes": lambda m: m["model"].update(position_axes=1),
+    "deepstack_features": lambda m: m["model"].update(deepstack=0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3_vl"], scope="module")
+@pytest.mark.parametrize("case", UNLIKE)
+def test_patches_and_graphs_have_to_agree(
+    case: str, family: str, files: FamilyFiles, tmp_path: Path
+) -> None:
+    with pytest.raises(SchemaError, match=rf"do not fit its graphs.*{case}"):
+        SafeModel.load(changed(files, tmp_path, UNLIKE[case]), threads=1)
+
+
 def test_a_projector_that_was_not_trained_is_not_used(files: FamilyFiles, tmp_path: Path) -> None:
     bundle = changed(files, tmp_path, lambda m: m["modalities"]["image"].update(trained=False))
     with pytest.raises(MediaError, match="not been trained"):
@@ -428,6 +491,26 @@ def shaped_inputs(checkpoint: Path, family: str, torch_model: SafetyTokenModel) 
     elif family == "idefics3":
         processor.image_seq_len = 16 // config.scale_factor**2
     return hugging_face_inputs(processor, CONVERSATIONS["one image"], [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exit_layer", ["1", "none"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"], scope="module")
+def test_the_gate_may_stand_anywhere(
+    family: str, exit_layer: str, files: FamilyFiles, model: SafeModel, tmp_path: Path
+) -> None:
+    report = export_bundle(
+        files.checkpoint, tmp_path / "bundle", precision="fp32", exit_layer=exit_layer
+    )
+    cases = {b.case: b for b in report.parity.boundaries if b.output == "logits"}
+    assert cases["picture"].passed
+    stage = "final" if exit_layer == "none" else "gate"
+    cut = SafeModel.load(tmp_path / "bundle", threads=1, policy=Policy(thresholds={stage: 1.0}))
+    pictures = [PICTURES["tall"], PICTURES["small"]]
+    found, expected = (
+        m.generate(QUESTION, images=pictures, max_tokens=TOKENS) for m in (cut, model)
+    )
+    assert found.text == expected.text
 
 
 @pytest.mark.slow
@@ -518,6 +601,51 @@ REFUSED: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     ),
     "uneven downsampling": ("internvl", lambda c: c.update(downsample_ratio=0.3), "0.3"),
     "patches of a tile": ("internvl", lambda c: c.update(downsample_ratio=1 / 3), "4 x 4 patches"),
+    "places of positions": (
+        "qwen2_vl",
+        lambda c: c["text_config"]["rope_parameters"].update(mrope_section=[2, 3, 4]),
+        r"\[2, 3, 4\].*sum is 8",
+    ),
+    "width of patches' features": (
+        "qwen2_5_vl",
+        lambda c: c["vision_config"].update(out_hidden_size=32),
+        "width 32.*has 64",
+    ),
+    "activation of a gated tower": (
+        "qwen2_5_vl",
+        lambda c: c["vision_config"].update(hidden_act="gelu"),
+        "'gelu'.*silu",
+    ),
+    "window": (
+        "qwen2_5_vl",
+        lambda c: c["vision_config"].update(window_size=13),
+        "window_size 13 holds no cell",
+    ),
+    "patches of the processor": (
+        "qwen2_vl",
+        lambda c: c["vision_config"].update(patch_size=14),
+        r"\(7, 2, 2\).*\(14, 2, 2\)",
+    ),
+    "heads of the tower": (
+        "qwen3_vl",
+        lambda c: c["vision_config"].update(num_heads=16),
+        "32 wide with 16 heads",
+    ),
+    "depths that are not there": (
+        "qwen3_vl",
+        lambda c: c["vision_config"].update(deepstack_visual_indexes=[0, 3]),
+        r"\[0, 3\].*3 layers",
+    ),
+    "depths behind the last layer": (
+        "qwen3_vl",
+        lambda c: c["text_config"].update(num_hidden_layers=2),
+        "2 depths.*has 2",
+    ),
+    "positions of patches": (
+        "qwen3_vl",
+        lambda c: c["vision_config"].update(num_position_embeddings=24),
+        "24, which is no square",
+    ),
     "patches": ("idefics3", lambda c: c.update(scale_factor=3), "4 x 4 patches.*scale_factor 3"),
     "tiles": (
         "smolvlm",

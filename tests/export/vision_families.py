@@ -34,8 +34,15 @@ from transformers import (
     PaliGemmaProcessor,
     PreTrainedModel,
     ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
     Qwen3Config,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
@@ -47,6 +54,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
     LlavaOnevisionImageProcessorPil,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -111,13 +119,29 @@ ONEVISION_TEMPLATE = (
     "<|im_end|>{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+# As Qwen-VL's: texts or parts; a picture between two markers, where it stands among the parts.
+QWEN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{{ '<|safe|>' }}{% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' or 'image' in part or 'image_url' in part %}"
+    "{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
 
 @dataclass(frozen=True)
 class Tiny:
     """One family: how its model is made, its special tokens, its template and its processor.
 
     ``first`` is what its tokenizer puts in front of a text; ``named`` are special tokens by the
-    names the processor has for them.
+    names the processor has for them. ``cases`` are the inputs that its tower is compared on.
     """
 
     make: Callable[..., PreTrainedModel]
@@ -127,6 +151,7 @@ class Tiny:
     processor: Callable[[Any, Any], Any]
     first: str | None = None
     named: tuple[tuple[str, str], ...] = ()
+    cases: frozenset[str] = frozenset({"1 tiles", "3 tiles"})
 
 
 def sizes(special: tuple[str, ...]) -> dict[str, Any]:
@@ -267,6 +292,74 @@ def paligemma(**changes: Any) -> PreTrainedModel:
     return model
 
 
+QWEN_IMAGE = "<|image_pad|>"
+QWEN_SPECIAL = (QWEN_IMAGE, "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
+QWEN_IDS = {
+    "image_token_id": VOCABULARY,
+    "vision_start_token_id": VOCABULARY + 1,
+    "vision_end_token_id": VOCABULARY + 2,
+    "video_token_id": VOCABULARY + 3,
+}
+PATCHES = {"depth": 3, "num_heads": 2, "patch_size": 7}
+
+
+def mrope(*sections: int, **more: Any) -> dict[str, Any]:
+    """How many frequencies of a head turn by time, by row and by column."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}
+    return {"rope_parameters": rope | more}
+
+
+def qwen2_vl(**changes: Any) -> PreTrainedModel:
+    """Untied; a window in the last layers of the language model."""
+    own: dict[str, Any] = {
+        "vision_config": PATCHES | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2},
+        "text_config": sizes(QWEN_SPECIAL)
+        | mrope(2, 3, 3)
+        | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3},
+    }
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(**QWEN_IDS | own | changes))
+
+
+def qwen2_5_vl(**changes: Any) -> PreTrainedModel:
+    """Tied; windows of 2 x 2 cells in the tower's first and last layer."""
+    own: dict[str, Any] = {
+        "vision_config": PATCHES
+        | {"hidden_size": 32, "intermediate_size": 40, "out_hidden_size": 64}
+        | {"window_size": 28, "fullatt_block_indexes": [1]},
+        "text_config": sizes(QWEN_SPECIAL) | mrope(4, 2, 2),
+        "tie_word_embeddings": True,
+    }
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**QWEN_IDS | own | changes))
+
+
+def qwen3_vl(**changes: Any) -> PreTrainedModel:
+    """Untied; heads wider than their share; one depth on either side of the gate."""
+    own: dict[str, Any] = {
+        "vision_config": PATCHES
+        | {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64}
+        | {"num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]},
+        "text_config": sizes(QWEN_SPECIAL)
+        | mrope(6, 5, 5, mrope_interleaved=True)
+        | {"head_dim": 32},
+    }
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(**QWEN_IDS | own | changes))
+
+
+class QwenPictures(Qwen2VLProcessor):
+    """Qwen2-VL's processor without its part for videos, which needs a package more."""
+
+    def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str) -> None:
+        self.image_token, self.video_token = QWEN_IMAGE, "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def qwen_processor(images: Any, tokenizer: Any) -> Any:
+    """All of Qwen-VL's families write pictures as the first one does."""
+    return QwenPictures(images, tokenizer, tokenizer.chat_template)
+
+
 def llava_processor(images: Any, tokenizer: Any) -> Any:
     return LlavaProcessor(
         images,
@@ -369,6 +462,8 @@ def onevision_processor(images: Any, tokenizer: Any) -> Any:
 
 TILES = {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 32}}
 SQUARE = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+CELLS_OF_14 = {"patch_size": 7, "size": {"shortest_edge": 28 * 28, "longest_edge": 70 * 70}}
+PATCH_CASES = frozenset({"1 x 1 cells", "5 x 9 cells", "8 x 3 cells"})
 VISION_FAMILIES: dict[str, Tiny] = {
     "gemma3": Tiny(
         gemma3,
@@ -418,6 +513,30 @@ VISION_FAMILIES: dict[str, Tiny] = {
         paligemma_processor,
         first="<|endoftext|>",
         named=(("image_token", IMAGE),),
+    ),
+    "qwen2_5_vl": Tiny(
+        qwen2_5_vl,
+        QWEN_SPECIAL,
+        QWEN_TEMPLATE,
+        lambda: Qwen2VLImageProcessorPil(**CELLS_OF_14),
+        qwen_processor,
+        cases=PATCH_CASES,
+    ),
+    "qwen2_vl": Tiny(
+        qwen2_vl,
+        QWEN_SPECIAL,
+        QWEN_TEMPLATE,
+        lambda: Qwen2VLImageProcessorPil(**CELLS_OF_14),
+        qwen_processor,
+        cases=PATCH_CASES,
+    ),
+    "qwen3_vl": Tiny(
+        qwen3_vl,
+        QWEN_SPECIAL,
+        QWEN_TEMPLATE,
+        lambda: Qwen2VLImageProcessorPil(**CELLS_OF_14),
+        qwen_processor,
+        cases=PATCH_CASES,
     ),
     "smolvlm": Tiny(
         smolvlm,
@@ -484,8 +603,42 @@ OTHERWISE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
         {},
     ),
+    "qwen2_vl with gelu and yarn": (
+        "qwen2_vl",
+        {
+            "vision_config": PATCHES
+            | {"embed_dim": 48, "hidden_size": 64, "hidden_act": "gelu_pytorch_tanh"},
+            "text_config": sizes(QWEN_SPECIAL)
+            | mrope(2, 3, 3, rope_type="yarn", factor=4.0, original_max_position_embeddings=256),
+        },
+        {},
+    ),
+    "qwen2_5_vl with cells of 3 x 3 patches": (
+        "qwen2_5_vl",
+        {
+            "vision_config": PATCHES
+            | {"hidden_size": 32, "intermediate_size": 40, "out_hidden_size": 64}
+            | {"window_size": 70, "fullatt_block_indexes": [], "spatial_merge_size": 3}
+        },
+        {"merge_size": 3},
+    ),
+    "qwen3_vl with features behind the gate": (
+        "qwen3_vl",
+        {
+            "vision_config": PATCHES
+            | {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64}
+            | {"num_position_embeddings": 16, "deepstack_visual_indexes": [2, 0, 1]},
+            "text_config": sizes(QWEN_SPECIAL)
+            | mrope(3, 3, 2)
+            | {"attention_bias": True, "head_dim": 16},
+        },
+        {},
+    ),
     "idefics3 without tiles": ("idefics3", {"scale_factor": 4}, {"do_image_splitting": False}),
 }
+
+
+TOWER_PARTS = ("vision", "visual", "projector", "connector")
 
 
 def write_vision_family(
@@ -499,7 +652,7 @@ def write_vision_family(
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
                 parameter.data += 0.2 * torch.randn(parameter.shape)
-            elif "vision" in name or "projector" in name or "connector" in name:
+            elif any(part in name for part in TOWER_PARTS):
                 parameter.data = torch.randn(parameter.shape) * (
                     0.5 if "position" in name else parameter[0].numel() ** -0.5
                 )

@@ -32,7 +32,7 @@ def ids() -> np.ndarray:
 def feeds(engine: Engine, ids: np.ndarray, slot: int, padding: int = 0) -> dict[str, np.ndarray]:
     """Inputs of gate.onnx for a prompt with any token at slot T, padded on the right."""
     state = engine.new_state()
-    embeds = engine.embed([*ids, slot, *[7] * padding])[None]
+    embeds = engine.embed([*ids, slot, *[7] * padding]).rows[None]
     length = len(ids) + 1
     result = {
         "inputs_embeds": embeds,
@@ -91,8 +91,8 @@ def test_decoding_equals_reading_all_at_once(engine: Engine, ids: np.ndarray) ->
     stepped = [step(token).copy() for token in tail][-1]
     whole_state = engine.new_state()
     # Slot T is the last position read: the tail's last token is put there in its place.
-    embeds = engine.embed([*ids, 3, *tail])[None]
-    whole_state.cache.reserve(embeds.shape[1])
+    embeds = engine.embed([*ids, 3, *tail])
+    whole_state.cache.reserve(len(embeds))
     hidden, _ = engine._gate().prefill(
         embeds, whole_state.cache, whole_state.columns, Deadline(None)
     )
@@ -211,9 +211,8 @@ def test_whatever_breaks_in_the_gate_is_an_error_verdict(
 
 
 def test_embeddings_of_a_wrong_width_are_an_error_verdict(engine: Engine) -> None:
-    verdict = engine.judge(
-        np.zeros((9, 63), np.float32), engine.new_state(), ALLOW, Deadline(None)
-    ).verdict
+    narrow = engine.place(np.zeros((9, 63), np.float32))
+    verdict = engine.judge(narrow, engine.new_state(), ALLOW, Deadline(None)).verdict
     assert verdict.decision is Decision.ERROR
 
 

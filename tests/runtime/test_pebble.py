@@ -425,7 +425,7 @@ def test_what_is_said_stands_in_the_prompt_as_if_it_were_typed(
     media = model._requests._family.media([], SOUND)
     typed = model._requests._tokens.typed("Open the door")
     assert media.audio_tokens == len(typed)
-    np.testing.assert_array_equal(media.features[0], model._requests.engine.embed(typed))
+    np.testing.assert_array_equal(media.features[0], model._requests.engine.embed(typed).rows)
 
 
 def test_spoken_control_tokens_are_words(folder: Path, tmp_path: Path) -> None:

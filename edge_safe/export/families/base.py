@@ -9,14 +9,16 @@ has to give
 - ``describe(config, folder)``: the ``Pictures``, or an ``ExportError``, before weights are read.
   The pixel values come from ``image_processors`` as rows of ``runtime.image_steps`` (``resize``,
   ``resize_shortest_edge``, ``resize_longest_edge``, ``pad_to_square``, ``center_crop``,
-  ``split_into_tiles``, ``split_into_grid``, ``fit_into_grid``); what stands in the prompt is a row
-  of ``runtime.image_tokens`` (``plain``, ``tile_rows``, ``enclosed``, ``any_resolution``). A new
-  row is a Struct with its tag and one case in the function that matches it.
+  ``split_into_tiles``, ``split_into_grid``, ``fit_into_grid``, ``smart_resize``); what stands in
+  the prompt is a row of ``runtime.image_tokens`` (``plain``, ``tile_rows``, ``enclosed``,
+  ``any_resolution``, ``grid``). A new row is a Struct with its tag and one case in the function
+  that matches it.
 - ``language``: the prefix of the language model's weights;
 - ``tower(model, pictures)``: the graph ``vision_encoder``. For squares ``towers.squares`` makes it
   of two functions: ``emit(model, layers, x)``, the nodes of tower and projector
   (``towers.vision_transformer``, ``towers.modules``), and ``features(model, pixel_values)``, what
-  torch makes of the same;
+  torch makes of the same. For patches of pictures of any size ``towers.patches`` has the pieces;
+- ``text``: the language model as a ``TextFamily``, where that is no family of its own;
 - ``adapt``, where the language model inside does something else than alone: ``bidirectional`` for
   positions that see each other.
 

@@ -10,6 +10,7 @@ from edge_safe.export.cache_format import CacheFormat, cache_scales
 from edge_safe.export.graphs.builder import FLOAT, INT64, GraphBuilder
 from edge_safe.export.graphs.layers import (
     LayerWeights,
+    RopeAxes,
     RopeTables,
     StoredCache,
     add_norm,
@@ -32,6 +33,7 @@ from edge_safe.export.graphs.safety import (
 from edge_safe.export.graphs.spec import DecoderSpec, LatticeSource, TensorSource
 from edge_safe.export.graphs.store import Stored, WeightStore
 from edge_safe.export.quantization import Precision
+from edge_safe.runtime.prefill import DEEPSTACK
 
 Progress = Callable[[float], None]
 
@@ -41,7 +43,7 @@ class ModelWeights:
     """Everything of a language model that stands in the weights file."""
 
     embedding: Matrix
-    ropes: tuple[RopeTables, ...]
+    ropes: tuple[RopeTables | RopeAxes, ...]
     layers: tuple[LayerWeights, ...]
     final_norm: Stored
     lm_head: Matrix
@@ -113,9 +115,11 @@ def gate_graph(
     shape: list[int | str] = ["batch", "sequence", spec.hidden_size]
     residual = g.input("inputs_embeds", FLOAT, shape)
     common = common_inputs(g, weights.ropes, spans=spec.bidirectional != "none")
+    deepstack = deepstack_input(g, spec, range(exit_layer))
     g.output("hidden_states", FLOAT, shape)
     delta = ""
     for index in range(exit_layer):
+        residual = _add_features(g, residual, deepstack, index)
         normed, residual = _enter(g, spec, residual, delta, weights.layers[index], index)
         attended = attention(g, spec, normed, weights.layers[index], common, index)
         residual, delta = _leave(g, spec, residual, attended, weights.layers[index], index)
@@ -148,8 +152,10 @@ def decoder_graph(
     common = common_inputs(g, weights.ropes, spans=spec.bidirectional != "none")
     g.output("logits", FLOAT, ["batch", 1, spec.vocab_size])
     g.output("verdict_logits", FLOAT, ["batch", 2])
+    deepstack = deepstack_input(g, spec, range(first_layer or 0, spec.layers))
     delta = ""
     for index in range(first_layer or 0, spec.layers):
+        residual = _add_features(g, residual, deepstack, index)
         normed, residual = _enter(g, spec, residual, delta, weights.layers[index], index)
         attended = attention(g, spec, normed, weights.layers[index], common, index)
         if index == spec.layers - 1:
@@ -163,6 +169,35 @@ def decoder_graph(
     verdict = token_logits(g, last, final, store, "final")
     g.op("Identity", [verdict], scope="final", outputs=["verdict_logits"])
     return g
+
+
+def deepstack_input(g: GraphBuilder, spec: DecoderSpec, layers: range) -> dict[int, str]:
+    """Declares deepstack_features (D, B, S, d) where one of these layers takes a part of them.
+
+    What stands at d is added behind layer d, that is where layer d + 1 begins: the states between
+    the two are those that transformers returns, without it, and those that a gate reads.
+
+    Returns:
+        By layer, the (B, S, d) features that are added where it begins.
+    """
+    taking = [index for index in layers if 0 < index <= spec.deepstack]
+    if not taking:
+        return {}
+    shape: list[int | str] = [spec.deepstack, "batch", "sequence", spec.hidden_size]
+    features = g.input(DEEPSTACK, FLOAT, shape)
+    return {
+        index: g.op(
+            "Gather", [features, g.constant(index - 1)], scope=f"layers.{index}.deepstack", axis=0
+        )
+        for index in taking
+    }
+
+
+def _add_features(g: GraphBuilder, residual: str, deepstack: dict[int, str], index: int) -> str:
+    """Adds what a layer finds of pictures beside what the layer before it gave."""
+    if index not in deepstack:
+        return residual
+    return g.op("Add", [residual, deepstack[index]], scope=f"layers.{index}.deepstack")
 
 
 def _enter(

@@ -81,6 +81,36 @@ class RopeTables:
 
 
 @dataclass(frozen=True, slots=True)
+class RopeAxes:
+    """A rotary embedding with M-RoPE, whose tables a graph makes for the positions at hand.
+
+    Attributes:
+        frequencies: Stored (rotary_dim / 2,).
+        axes: Row of position_ids that each of them follows.
+        scale: Factor of cosine and sine.
+    """
+
+    frequencies: Stored
+    axes: tuple[int, ...]
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Values of a graph that turn its positions: one row of the tables for each.
+
+    Attributes:
+        cosine: (B * S, rotary_dim / 2).
+        sine: Likewise.
+        rows: (B, S) int64 row of each position.
+    """
+
+    cosine: str
+    sine: str
+    rows: str
+
+
+@dataclass(frozen=True, slots=True)
 class Common:
     """What all layers of a graph share: mask figures, positions and rotary tables.
 
@@ -88,7 +118,7 @@ class Common:
         lengths: (B,) int64 real positions of each row, past ones included.
         last_key: (B,) int32, lengths - 1.
         total: int32 scalar, columns of the mask.
-        position_ids: (B, S) int64.
+        position_ids: (B, S) int64, (3, B, S) with M-RoPE.
         ropes: The tables, in the order of the decoder's rotary embeddings.
         ends: (B, S) int64 last place that each position sees, None where that is its own.
     """
@@ -97,7 +127,7 @@ class Common:
     last_key: str
     total: str
     position_ids: str
-    ropes: tuple[RopeTables, ...]
+    ropes: tuple[RopeTables | Turn, ...]
     ends: str | None = None
 
 
@@ -172,14 +202,17 @@ def _joined(parts: list[Lattice | None]) -> Lattice | None:
     )
 
 
-def common_inputs(g: GraphBuilder, ropes: tuple[RopeTables, ...], *, spans: bool = False) -> Common:
+def common_inputs(
+    g: GraphBuilder, ropes: tuple[RopeTables | RopeAxes, ...], *, spans: bool = False
+) -> Common:
     """Declares attention_mask and position_ids and derives what GroupQueryAttention wants.
 
     The mask is right-padded, so the sum of a row is its length. With spans there is also
     attention_end, the last place that each position sees.
     """
     mask = g.input("attention_mask", INT64, ["batch", "total"])
-    positions = g.input("position_ids", INT64, ["batch", "sequence"])
+    axes: list[int | str] = [3] if any(isinstance(rope, RopeAxes) for rope in ropes) else []
+    positions = g.input("position_ids", INT64, [*axes, "batch", "sequence"])
     lengths = g.op("ReduceSum", [mask, g.constant([1])], scope="mask", keepdims=0)
     last = g.op("Sub", [lengths, g.constant(1)], scope="mask")
     size = g.op("Shape", [mask], scope="mask")
@@ -189,9 +222,40 @@ def common_inputs(g: GraphBuilder, ropes: tuple[RopeTables, ...], *, spans: bool
         last_key=g.op("Cast", [last], scope="mask/last", to=INT32),
         total=g.op("Cast", [total], scope="mask/total", to=INT32),
         position_ids=positions,
-        ropes=ropes,
+        ropes=tuple(
+            turn(g, rope, positions, f"rope.{number}") if isinstance(rope, RopeAxes) else rope
+            for number, rope in enumerate(ropes)
+        ),
         ends=g.input(ATTENTION_END, INT64, ["batch", "sequence"]) if spans else None,
     )
+
+
+def turn(g: GraphBuilder, rope: RopeAxes, positions: str, name: str) -> Turn:
+    """Cosine and sine of positions (3, B, S), each frequency by its own row of them.
+
+    GroupQueryAttention's own rotary embedding takes one number a position, so that this one is
+    done before it.
+    """
+    own = g.op("Gather", [positions, g.constant(list(rope.axes))], scope=name, axis=0)
+    own = g.op("Transpose", [own], scope=name, perm=[1, 2, 0])
+    own = g.op("Cast", [own], scope=name, to=FLOAT)
+    angles = g.op("Mul", [own, g.weight(f"{name}.frequencies", rope.frequencies)], scope=name)
+    flat = g.op("Reshape", [angles, g.constant([-1, len(rope.axes)])], scope=f"{name}/angles")
+    cosine, sine = (g.op(kind, [flat], scope=name) for kind in ("Cos", "Sin"))
+    if rope.scale != 1:
+        cosine, sine = (
+            g.op("Mul", [table, g.floats(rope.scale)], scope=name) for table in (cosine, sine)
+        )
+    shape = g.op("Shape", [positions], scope=f"{name}/rows", start=1)
+    count = g.op("ReduceProd", [shape], scope=f"{name}/rows", keepdims=0)
+    rows = g.op("Range", [g.constant(0), count, g.constant(1)], scope=f"{name}/rows")
+    return Turn(cosine, sine, g.op("Reshape", [rows, shape], scope=f"{name}/rows"))
+
+
+def rotate(g: GraphBuilder, x: str, turning: Turn, heads: int, name: str) -> str:
+    """Turns the heads of queries or keys (B, S, heads * head_dim), halves rotated."""
+    inputs = [x, turning.rows, turning.cosine, turning.sine]
+    return g.contrib("RotaryEmbedding", inputs, scope=name, interleaved=0, num_heads=heads)
 
 
 def norm(g: GraphBuilder, x: str, weight: Stored, name: str, eps: float) -> str:
@@ -244,12 +308,17 @@ def attention(
     present = [g.output(f"present.{index}.{part}", kind_of_cache, grown) for part in parts]
     packed = _affine(g, x, weights.qkv, f"{name}.qkv")
     query = [packed, "", ""]
-    if weights.query_norm is not None and weights.key_norm is not None:
-        query = _normed_heads(g, spec, packed, weights.query_norm, weights.key_norm, name)
-    elif common.ends is not None:
-        query = _split_heads(g, spec, packed, name)
     kind = spec.attention_of(index)
-    unrotated = query[0]
+    rope = None if kind.rope is None else common.ropes[kind.rope]
+    if weights.query_norm is not None or isinstance(rope, Turn) or common.ends is not None:
+        query = _split(g, spec, packed, name)
+    if weights.query_norm is not None and weights.key_norm is not None:
+        query = _normed_heads(g, spec, query, weights.query_norm, weights.key_norm, name)
+    if isinstance(rope, Turn):
+        for slot, heads in enumerate((spec.heads, spec.kv_heads)):
+            scope = f"{name}.{('query', 'key')[slot]}_rotary"
+            query[slot] = rotate(g, query[slot], rope, heads, scope)
+    given = query[0]
     if kept == "fp16":
         query = [_half(g, part, name) for part in query]
     rotary = _rotary(g, kind, common, half=kept == "fp16")
@@ -276,7 +345,7 @@ def attention(
         outputs=[f"{name}/out", *present],
         num_heads=spec.heads,
         kv_num_heads=spec.kv_heads,
-        do_rotary=int(kind.rope is not None),
+        do_rotary=int(isinstance(rope, RopeTables)),
         rotary_interleaved=0,
         scale=float(scale),
         **further,
@@ -289,7 +358,7 @@ def attention(
         g,
         Heads(spec.heads, spec.kv_heads, spec.head_dim, float(scale)),
         attended,
-        unrotated,
+        given,
         present,
         lambda part, slot: _cached(g, spec, weights.cache, part, slot, name),
         _rotary(g, kind, common, half=False)[:2],
@@ -329,10 +398,11 @@ def _half(g: GraphBuilder, value: str, scope: str) -> str:
 
 
 def _rotary(g: GraphBuilder, kind: LayerAttention, common: Common, *, half: bool) -> list[str]:
-    """Tables and positions of a layer's rotary embedding, left out where it has none."""
-    if kind.rope is None:
+    """Tables and positions for the kernel's rotary embedding, left out where it does none."""
+    tables = None if kind.rope is None else common.ropes[kind.rope]
+    if not isinstance(tables, RopeTables):
         return ["", "", ""]
-    tables, name = common.ropes[kind.rope], f"rope.{kind.rope}"
+    name = f"rope.{kind.rope}"
     found = [g.weight(f"{name}.cosine", tables.cosine), g.weight(f"{name}.sine", tables.sine)]
     if half:
         found = [_half(g, table, name) for table in found]
@@ -363,7 +433,7 @@ def _places(g: GraphBuilder, common: Common) -> tuple[str, str]:
 
     def query() -> str:
         scope = "places/query"
-        size = g.op("Shape", [common.position_ids], scope=scope, start=1, end=2)
+        size = g.op("Shape", [common.position_ids], scope=scope, start=-1)
         start = g.op("Sub", [common.lengths, size], scope=scope)
         start = g.op("Max", [start, g.constant(0)], scope=scope)
         start = g.op("Unsqueeze", [start, g.constant([1])], scope=scope)
@@ -400,12 +470,26 @@ def _affine(g: GraphBuilder, x: str, layer: Affine, name: str) -> str:
     return linear(g, x, layer.matrix, name, layer.bias)
 
 
-def _normed_heads(
-    g: GraphBuilder, spec: DecoderSpec, packed: str, query: Stored, key: Stored, name: str
-) -> list[str]:
-    """Splits packed projections and normalizes queries and keys head by head."""
+def _split(g: GraphBuilder, spec: DecoderSpec, packed: str, name: str) -> list[str]:
+    """Splits packed projections into queries, keys and values."""
     widths = [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim]
-    parts = _split_heads(g, spec, packed, name)
+    parts = [f"{name}/split/{part}" for part in ("query", "key", "value")]
+    g.op(
+        "Split",
+        [packed, g.constant([*widths, widths[1]])],
+        scope=name,
+        outputs=parts,
+        axis=-1,
+    )
+    return parts
+
+
+def _normed_heads(
+    g: GraphBuilder, spec: DecoderSpec, parts: list[str], query: Stored, key: Stored, name: str
+) -> list[str]:
+    """Normalizes queries and keys head by head."""
+    widths = [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim]
+    parts = list(parts)
     for slot, weight in enumerate((query, key)):
         scope = f"{name}.{('query', 'key')[slot]}_norm"
         split = g.op("Reshape", [parts[slot], g.constant([0, 0, -1, spec.head_dim])], scope=scope)
@@ -414,19 +498,14 @@ def _normed_heads(
     return parts
 
 
-def _split_heads(g: GraphBuilder, spec: DecoderSpec, packed: str, name: str) -> list[str]:
-    """Packed projections as queries, keys and values."""
-    parts = [f"{name}/split/{part}" for part in ("query", "key", "value")]
-    query, key = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    widths = g.constant([query, key, key])
-    g.op("Split", [packed, widths], scope=name, outputs=parts, axis=-1)
-    return parts
-
-
-def rope_tables(store: WeightStore, spec: DecoderSpec) -> tuple[RopeTables, ...]:
-    """Stores the rotary tables of the whole context."""
-    tables = []
+def rope_tables(store: WeightStore, spec: DecoderSpec) -> tuple[RopeTables | RopeAxes, ...]:
+    """Stores the rotary tables of the whole context, or the frequencies of M-RoPE."""
+    tables: list[RopeTables | RopeAxes] = []
     for rope in spec.ropes:
+        if rope.axes:
+            frequencies = store.add(rope.inverse_frequencies.astype(np.float32))
+            tables.append(RopeAxes(frequencies, rope.axes, rope.scale))
+            continue
         cosine, sine = rope.tables(spec.context_length)
         tables.append(RopeTables(store.add(cosine), store.add(sine)))
     return tuple(tables)

@@ -64,10 +64,10 @@ def over_spans(
         g: The graph.
         heads: Shape and scale.
         causal: (B, S, heads * width) what GroupQueryAttention made of the chunk.
-        query: (B, S, heads * width) not rotated.
+        query: (B, S, heads * width) as the kernel got it.
         present: Keys and values (B, kv_heads, >= total, width) it left, the keys rotated.
         numbers: Turns cached keys (0) or values (1) into float32.
-        tables: Cosine and sine of the rotary embedding, empty strings without one.
+        tables: Cosine and sine of the kernel's rotary embedding, empty strings without one.
         places: What sees what.
         window: Positions that a position sees at most before and with itself.
         name: Place in the model.

@@ -39,11 +39,14 @@ class Rope:
         inverse_frequencies: (rotary_dim / 2,) float64.
         scale: Factor of cosine and sine (1 unless the scaling method asks for another).
         first: Angle number of the first position.
+        axes: Row of position_ids that each frequency follows (0 time, 1 row, 2 column), with
+            M-RoPE; empty where positions have one number.
     """
 
     inverse_frequencies: npt.NDArray[np.float64]
     scale: float = 1.0
     first: int = 0
+    axes: tuple[int, ...] = ()
 
     def tables(self, length: int) -> tuple[FloatArray, FloatArray]:
         """Cosine and sine of positions 0 .. length-1, each (length, rotary_dim / 2)."""
@@ -97,6 +100,7 @@ class DecoderSpec:
         embedding_scale: Factor of the embedding's rows on their way in; lm_head has none.
         bidirectional: Which positions also see later ones, those of their span.
         logit_softcap: Bound c of the logits, c * tanh(logits / c); None without one.
+        deepstack: Layers behind which features of pictures are added to the hidden states.
     """
 
     layers: int
@@ -121,6 +125,7 @@ class DecoderSpec:
     embedding_scale: float = 1.0
     logit_softcap: float | None = None
     bidirectional: Bidirectional = "none"
+    deepstack: int = 0
 
     @property
     def parameters(self) -> int:
@@ -137,6 +142,11 @@ class DecoderSpec:
     def table_parameters(self) -> int:
         """Number of weights in the embedding, and in lm_head."""
         return self.vocab_size * self.hidden_size
+
+    @property
+    def position_axes(self) -> int:
+        """Rows of position_ids."""
+        return 3 if any(rope.axes for rope in self.ropes) else 1
 
     def attention_of(self, layer: int) -> LayerAttention:
         """What is particular to a layer."""

@@ -20,6 +20,7 @@ from edge_safe.runtime.hearing import AudioProcessor, Hearing, open_hearing
 from edge_safe.runtime.image_io import read_image
 from edge_safe.runtime.image_steps import FloatArray, Pixels, PixelValues, pixel_values
 from edge_safe.runtime.image_tokens import (
+    Grid,
     Layout,
     Marker,
     count_features,
@@ -28,9 +29,12 @@ from edge_safe.runtime.image_tokens import (
     rows_of_tile,
 )
 from edge_safe.runtime.media import AudioInput, ImageInput
+from edge_safe.runtime.prefill import DEEPSTACK
+from edge_safe.runtime.session import Array
 from edge_safe.runtime.tokens import Tokens
 
 VISION_ENCODER = "vision_encoder"
+IMAGE_GRID = "image_grid_thw"
 
 
 class ImageProcessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -105,7 +109,7 @@ class PlaceholderFamily:
                 pixels = pixel_values(read_image(image), steps)
                 rows += count_features(self._image.layout, pixels)
                 self._check_room(rows)
-                placed.append(self._see(pixels, self._image.layout, deadline))
+                placed.append(self._see(pixels, self._image, deadline))
         if audio is not None and self._hearing is not None:
             pieces, heard = self._hearing.hear(audio, rows, deadline)
             placed.append(Placed(self._hearing.part, pieces))
@@ -138,19 +142,38 @@ class PlaceholderFamily:
                 "Leave some out."
             )
 
-    def _see(self, pixels: PixelValues, layout: Layout, deadline: Deadline | None) -> Placed:
+    def _see(self, pixels: PixelValues, image: ImageProcessor, deadline: Deadline | None) -> Placed:
         """One picture as what stands in its place."""
         session = self._bundle.session(VISION_ENCODER)
         abort = None if deadline is None else deadline.abort
-        found = session.run({"pixel_values": pixels.values}, abort)["image_features"]
-        width = self._bundle.manifest.model.hidden_size
-        features: FloatArray = np.asarray(found, np.float32)
-        expected = (len(pixels.values), rows_of_tile(layout), width)
-        if features.shape != expected:
-            raise GateError(f"{VISION_ENCODER} gave features of {features.shape}, not {expected}")
-        if not np.isfinite(features).all():
-            raise GateError(f"{VISION_ENCODER} gave numbers that are not finite")
-        return Placed("image", lay_out(layout, pixels, features))
+        feeds: dict[str, Array] = {"pixel_values": pixels.values}
+        patches = image.pixels.patches
+        if patches is not None:
+            sides = [pixels.rows * patches.merge, pixels.columns * patches.merge]
+            feeds[IMAGE_GRID] = np.array([[1, *sides]], np.int64)
+        found = session.run(feeds, abort)
+        layout, model = image.layout, self._bundle.manifest.model
+        expected = (pixels.count, rows_of_tile(layout), model.hidden_size)
+        features = _checked(found["image_features"], expected)
+        deepstack = np.zeros((0, pixels.count, model.hidden_size), np.float32)
+        if model.deepstack:
+            expected = (model.deepstack, pixels.count, model.hidden_size)
+            deepstack = _checked(found[DEEPSTACK], expected)
+        return Placed("image", lay_out(layout, pixels, features, deepstack))
+
+
+def _checked(found: Array, expected: tuple[int, ...]) -> FloatArray:
+    """Features of the tower, of a certain shape.
+
+    Raises:
+        GateError: They have another one, or are not finite.
+    """
+    features: FloatArray = np.asarray(found, np.float32)
+    if features.shape != expected:
+        raise GateError(f"{VISION_ENCODER} gave features of {features.shape}, not {expected}")
+    if not np.isfinite(features).all():
+        raise GateError(f"{VISION_ENCODER} gave numbers that are not finite")
+    return features
 
 
 def open_family(bundle: Bundle, tokens: Tokens, untrained_towers: bool) -> PlaceholderFamily:
@@ -173,6 +196,7 @@ def open_family(bundle: Bundle, tokens: Tokens, untrained_towers: bool) -> Place
             raise SchemaError(
                 f"{bundle.folder} prepares pictures but has no graph '{VISION_ENCODER}'."
             )
+        _check_grid(bundle, image)
         tokens.require_special(image.placeholder)
         tokens.require_unspoken(markers(image.layout))
     if processors.audio is not None:
@@ -183,3 +207,24 @@ def open_family(bundle: Bundle, tokens: Tokens, untrained_towers: bool) -> Place
         if modality.trained or untrained_towers
     }
     return PlaceholderFamily(bundle, image, hearing, usable)
+
+
+def _check_grid(bundle: Bundle, image: ImageProcessor) -> None:
+    """Makes sure that preparation, tower and language model agree on patches.
+
+    Raises:
+        SchemaError: They do not.
+    """
+    model, tower = bundle.manifest.model, bundle.manifest.graphs[VISION_ENCODER]
+    grid = isinstance(image.layout, Grid)
+    said = {
+        "pixels.patches": image.pixels.patches is not None,
+        f"{VISION_ENCODER}'s {IMAGE_GRID}": any(t.name == IMAGE_GRID for t in tower.inputs),
+        "three position_axes": model.position_axes == 3,
+    }
+    wrong = [name for name, there in said.items() if there != grid]
+    if wrong or (model.deepstack > 0) != any(t.name == DEEPSTACK for t in tower.outputs):
+        raise SchemaError(
+            f"The processors of {bundle.folder} do not fit its graphs: layout "
+            f"'{'grid' if grid else 'of tiles'}' against {', '.join(wrong) or DEEPSTACK}."
+        )
