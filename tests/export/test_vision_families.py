@@ -124,7 +124,7 @@ def types_of(torch_model: SafetyTokenModel, ids: list[int]) -> dict[str, Any]:
         return {"token_type_ids": (torch.tensor([ids]) == config.image_token_id).long()}
     if config.model_type == "paligemma":
         return {"token_type_ids": (torch.tensor([ids]) == SAFE_ID).long()}
-    if config.model_type.startswith("qwen"):
+    if config.model_type.endswith("_vl"):
         return {"mm_token_type_ids": (torch.tensor([ids]) == config.image_token_id).int()}
     return {}
 
@@ -323,7 +323,7 @@ def test_chunks_inside_a_picture_change_nothing(
     assert chunked.text == whole.text
 
 
-def test_a_turn_that_nobody_heard_leaves_no_place_behind(files: FamilyFiles) -> None:
+def test_a_turn_that_nobody_heard_leaves_no_place_behind(family: str, files: FamilyFiles) -> None:
     both = Policy(stages=("gate", "final"), thresholds=ALLOW.thresholds)
     model = SafeModel.load(files.bundle, threads=1, policy=both)
     chat, fresh = model.chat(), model.chat()
@@ -333,6 +333,8 @@ def test_a_turn_that_nobody_heard_leaves_no_place_behind(files: FamilyFiles) -> 
     pictures = [PICTURES["small"]]
     reply = chat.send(QUESTION, images=pictures, max_tokens=TOKENS)
     assert reply.text == fresh.send(QUESTION, images=pictures, max_tokens=TOKENS).text
+    if family == ONE_TURN:
+        return
     again = chat.send(SECOND, max_tokens=TOKENS)
     assert again.text == fresh.send(SECOND, max_tokens=TOKENS).text
 
