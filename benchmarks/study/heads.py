@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import msgspec
@@ -31,9 +32,9 @@ class Pooling(SafetyAttention):
         logit: Tensor = self.down(hidden)[:, 0]
         return logit
 
+    @abstractmethod
     def pool(self, values: Tensor, mask: Tensor) -> Tensor:
         """(B, T, c) values and (B, T, 1) mask -> (B, c)."""
-        raise NotImplementedError
 
 
 class MeanPooling(Pooling):

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-# Before any import of onnxruntime: switches telemetry off.
-import edge_safe.runtime.session  # noqa: F401
+import edge_safe.runtime.session  # noqa: F401 - switches telemetry off before onnxruntime
 
 FloatArray = npt.NDArray[np.float32]
 Found = tuple[npt.NDArray[np.uint8], FloatArray, FloatArray]

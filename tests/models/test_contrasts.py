@@ -46,7 +46,7 @@ COUNTS = "nice%5:00:00:good:00 1 4\nnice%3:00:00:: 2 1\n"
 
 FILE = """
 [slots.harmful]
-thing = ["dragon", "giant"]
+thing = ["ogre", "yeti"]
 [slots.harmless]
 thing = { wordnet = ["toy.n.02"] }
 pet = ["cat"]
@@ -133,8 +133,7 @@ def test_a_template_without_a_reading_is_filled_in_both(tmp_path: Path, wordnet:
     made = prompts(kind_file(tmp_path, template("Is the {thing} {place}?")), wordnet)
     assert {c.unsafe for c in made} == {True, False}
     for contrast in made:
-        harmful = any(word in contrast.text.lower() for word in ("dragon", "giant", "draogn"))
-        assert contrast.unsafe is harmful or len(contrast.text.split()) > 6
+        assert contrast.unsafe is any(word in contrast.text.lower() for word in ("ogre", "yeti"))
 
 
 def test_a_template_with_a_reading_gives_no_other(tmp_path: Path, wordnet: WordNet) -> None:

@@ -1,20 +1,19 @@
 """What one token costs by the graphs themselves: bytes of weights read and multiplications made.
 
-Reads just enough of the ONNX wire format (field numbers from onnx.proto, IR version 10) to see
+Reads just enough of the ONNX files (field numbers from onnx.proto, IR version 10) to see
 initializers and the nodes that multiply by them; a device has no onnx package.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from edge_safe.runtime.bundle import Bundle
+from edge_safe.runtime.wire_format import read_fields, read_packed
 
 _GRAPH, _NODE, _INITIALIZER = 7, 1, 5
 _MULTIPLYING = {"MatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
-_VARINT, _FIXED64, _BYTES = 0, 1, 2
 
 
 @dataclass(slots=True)
@@ -94,10 +93,10 @@ def _graph(model: memoryview) -> tuple[dict[str, _Tensor], list[_Node]]:
     """Initializers and nodes of a ModelProto; nodes inside branches are left out."""
     tensors: dict[str, _Tensor] = {}
     nodes: list[_Node] = []
-    for number, value in _fields(model):
+    for number, value in read_fields(model):
         if number != _GRAPH or isinstance(value, int):
             continue
-        for inner, part in _fields(value):
+        for inner, part in read_fields(value):
             if isinstance(part, int):
                 continue
             if inner == _NODE:
@@ -111,7 +110,7 @@ def _graph(model: memoryview) -> tuple[dict[str, _Tensor], list[_Node]]:
 def _node(data: memoryview) -> _Node:
     """NodeProto: input 1, op_type 4, attribute 5 (name 1, i 3)."""
     node = _Node()
-    for number, value in _fields(data):
+    for number, value in read_fields(data):
         if isinstance(value, int):
             continue
         if number == 1:
@@ -119,7 +118,7 @@ def _node(data: memoryview) -> _Node:
         elif number == 4:
             node.operator = bytes(value).decode()
         elif number == 5:
-            attribute = dict(_fields(value))
+            attribute = dict(read_fields(value))
             name, whole = attribute.get(1), attribute.get(3)
             if isinstance(name, memoryview) and isinstance(whole, int):
                 node.numbers[bytes(name).decode()] = whole
@@ -129,55 +128,18 @@ def _node(data: memoryview) -> _Node:
 def _tensor(data: memoryview) -> _Tensor:
     """TensorProto: dims 1, name 8, raw_data 9, external_data 13 (key 1, value 2)."""
     tensor = _Tensor()
-    for number, value in _fields(data):
+    for number, value in read_fields(data):
         if isinstance(value, int):
             if number == 1:
                 tensor.shape.append(value)
         elif number == 1:
-            tensor.shape.extend(_packed(value))
+            tensor.shape.extend(read_packed(value))
         elif number == 8:
             tensor.name = bytes(value).decode()
         elif number == 9:
             tensor.length = len(value)
         elif number == 13:
-            entry = {key: bytes(text) for key, text in _fields(value) if not isinstance(text, int)}
+            entry = {n: bytes(text) for n, text in read_fields(value) if not isinstance(text, int)}
             if entry.get(1) == b"length":
                 tensor.length = int(entry[2])
     return tensor
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yields the fields of a message: numbers, and messages or text as views."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        number, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            value, at = _varint(data, at)
-            yield number, value
-        elif kind == _BYTES:
-            length, at = _varint(data, at)
-            yield number, data[at : at + length]
-            at += length
-        else:
-            at += 8 if kind == _FIXED64 else 4
-
-
-def _packed(data: memoryview) -> Iterator[int]:
-    """Numbers of a packed field."""
-    at = 0
-    while at < len(data):
-        value, at = _varint(data, at)
-        yield value
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Reads a base-128 number at an offset; returns it and the offset behind it."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7

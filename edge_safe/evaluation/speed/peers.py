@@ -138,9 +138,12 @@ class Worker:
         Raises:
             PeerError: The worker ended, took too long or answered with an error.
         """
+        stream = self._process.stdin
+        if stream is None:
+            raise PeerError(f"Peer '{self._name}' was started without an input.")
         try:
-            self._process.stdin.write(json.dumps(dict(request)) + "\n")  # type: ignore[union-attr]
-            self._process.stdin.flush()  # type: ignore[union-attr]
+            stream.write(json.dumps(dict(request)) + "\n")
+            stream.flush()
         except OSError as error:
             raise PeerError(f"Peer '{self._name}' ended: {self._last_words()}") from error
         return self._receive()

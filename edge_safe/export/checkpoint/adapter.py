@@ -147,6 +147,6 @@ def _config(folder: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{path} cannot be read ({error}). Fetch it again.") from error
