@@ -7,6 +7,7 @@ split into training and validation before anything is made of them.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from edge_safe.models.data import (
     share_of,
     user_turn,
 )
+from edge_safe.models.dictionary import dictionary_pages
 from edge_safe.models.harmless.reader import kinds, part_of, read_kind, variations
 from edge_safe.models.recipe import (
     ContrastsSection,
@@ -122,6 +124,7 @@ class _Maker:
         harmful, harmless = ([r for r in rows if r.unsafe is unsafe] for unsafe in (True, False))
         twins = {un: [row for row in contrasts if row.unsafe is un] for un in (True, False)}
         self._count = len(harmful)
+        self._asked = {True: harmful, False: [*harmless, *own]}
         self._harmful = RowGroups(harmful, twins[True])
         self._harmless = RowGroups(harmless, own, twins[False])
 
@@ -156,13 +159,14 @@ class _Maker:
                     ("beside_recordings", BESIDE_RECORDINGS),
                 )
             },
+            dictionary=_dictionary(section, self._held),
             picture_texts=tuple(row for kind in PICTURE_TEXTS for row in self._texts.get(kind, ())),
         )
         yield from make_ways_in(
             section,
             self._count,
-            self._draw_harmful,
-            self._draw,
+            self._draw_asked_harmful if self._held else self._draw_harmful,
+            self._draw_asked if self._held else self._draw,
             around,
             self._begin,
             section.validation_media if self._held else 1,
@@ -180,6 +184,18 @@ class _Maker:
     def _draw_harmful(self) -> Row:
         """A harmful row."""
         return self._harmful.draw(self._chance)
+
+    def _draw_asked(self) -> Row:
+        """A harmless row as often as it stands among requests as they come.
+
+        Thresholds are fitted on the validation split: pictures, sound and long texts there hold
+        the same mix of requests as plain text.
+        """
+        return self._chance.choice(self._asked[False])
+
+    def _draw_asked_harmful(self) -> Row:
+        """A harmful row of files; see ``_draw_asked``."""
+        return self._chance.choice(self._asked[True])
 
     def _shells(self, name: str, share: float, choices: Sequence[str]) -> Iterator[Example]:
         if not choices:
@@ -244,12 +260,25 @@ def _contrasts(section: ContrastsSection | None, data: DataSection, held: bool) 
         return []
     share = data.validation_share
     number = max(1, round(section.prompts * share / (1 - share))) if held else section.prompts
-    wordnet = WordNet(Path(section.wordnet))
+    wordnet = WordNet(Path(data.wordnet))
     return [
         Row(contrast.id, contrast.text, contrast.unsafe, f"contrast:{kind}")
         for kind in contrast_kinds()
         for contrast in read_contrasts(kind, held, number, data.split_seed, wordnet)
     ]
+
+
+def _dictionary(data: DataSection, held: bool) -> tuple[str, ...]:
+    """Pages of definitions of one side of the split, fewer of them for validation."""
+    if data.long is None or not data.long.dictionary_pages:
+        return ()
+    share = data.validation_share
+    number = data.long.dictionary_pages
+    if held:
+        number = max(1, round(number * share / (1 - share)))
+    pages = dictionary_pages(WordNet(Path(data.wordnet)), data.split_seed)
+    wanted = (page for page in pages if is_held(page, data.split_seed, share) == held)
+    return tuple(itertools.islice(wanted, number))
 
 
 def _read_templates(path: Path, longest: int | None) -> list[str]:

@@ -34,12 +34,14 @@ class Surroundings:
 
     Attributes:
         documents: Paragraphs.
+        dictionary: Pages of definitions, in place of every other paragraph where there are any.
         beside_pictures: Sentences beside a picture.
         beside_recordings: Sentences beside a recording.
         picture_texts: What pictures hold when nobody asks for anything in them.
     """
 
     documents: tuple[str, ...]
+    dictionary: tuple[str, ...]
     beside_pictures: tuple[str, ...]
     beside_recordings: tuple[str, ...]
     picture_texts: tuple[Row, ...]
@@ -74,7 +76,7 @@ def make_ways_in(
     if section.long is not None and around.documents:
         chance = begin("long")
         for row in pairs(section.long.share):
-            yield _long(row, section.long, around.documents, chance)
+            yield _long(row, section.long, around, chance)
     if section.prefilled is not None:
         chance = begin("prefilled")
         for row in pairs(section.prefilled.share):
@@ -93,14 +95,13 @@ def make_ways_in(
             yield _recording(row, section.recordings, around.beside_recordings, chance)
 
 
-def _long(
-    row: Row, section: LongSection, documents: Sequence[str], chance: random.Random
-) -> Example:
+def _long(row: Row, section: LongSection, around: Surroundings, chance: random.Random) -> Example:
     """The request before, within or behind paragraphs of harmless text."""
     words = chance.randint(section.shortest, section.longest)
+    texts = [paragraphs for paragraphs in (around.documents, around.dictionary) if paragraphs]
     paragraphs: list[str] = []
     while sum(len(p.split()) for p in paragraphs) < words:
-        paragraphs.append(chance.choice(documents))
+        paragraphs.append(chance.choice(chance.choice(texts)))
     place = chance.choice(PLACES)
     at = {"start": 0, "middle": len(paragraphs) // 2, "end": len(paragraphs)}[place]
     paragraphs.insert(at, row.prompt)

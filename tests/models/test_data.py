@@ -216,6 +216,28 @@ def test_the_validation_split_may_have_more_media_and_training_keeps_its_own(
     assert len(spoken[1]) == 3 * len(spoken[0]) > 0
 
 
+def test_ways_in_of_the_validation_split_hold_requests_as_they_come(data_folder: Path) -> None:
+    sections = dict(
+        harmless=HarmlessSection(),
+        long=LongSection(share=6.0),
+        pictures=PicturesSection(share=6.0),
+        recordings=RecordingsSection(share=6.0),
+    )
+    split = build(data_folder, **sections)
+
+    def shares(part: tuple[Example, ...]) -> tuple[float, float]:
+        """Share of the files' harmless requests among the plain ones and among other ways in."""
+        harmless = [e.source for e in part if not e.unsafe]
+        plain = [s for s in harmless if ":" not in s]
+        others = [s.split(":")[1] for s in harmless if ":" in s and s.split(":")[1] in set(plain)]
+        return tuple(sum(s == "safe-made" for s in x) / len(x) for x in (plain, others))  # type: ignore[return-value]
+
+    plain, others = shares(split.validation)
+    assert others == pytest.approx(plain, abs=0.12)
+    plain, others = shares(split.train)
+    assert others > plain + 0.2
+
+
 def test_no_recording_is_spoken_by_the_synthesizer_that_is_held_out(data_folder: Path) -> None:
     split = build(data_folder, recordings=RecordingsSection(3.0))
     spoken = [m.medium for e in split.train for p in e.prompts for m in p]

@@ -24,10 +24,12 @@ class Synset:
     Attributes:
         words: Its words as written, most usual first.
         pointers: Relation symbol, file and offset of the synsets it points to.
+        gloss: Its definition, with examples.
     """
 
     words: tuple[str, ...]
     pointers: tuple[tuple[str, str, str], ...]
+    gloss: str
 
 
 @dataclass(slots=True)
@@ -58,6 +60,14 @@ class WordNet:
         first = self._read(name)[offset]
         near = (self._read(file)[at] for kind, file, at in first.pointers if kind == SIMILAR)
         return [first, *near]
+
+    def synsets(self, part: str) -> list[Synset]:
+        """All meanings of one part of speech ("n", "v", "a" or "r"), as they stand in its file.
+
+        Raises:
+            DataError: The database cannot be read.
+        """
+        return list(self._read(FILES[part]).values())
 
     def seen(self, word: str) -> int:
         """How often a word stands in the texts that WordNet's authors tagged."""
@@ -119,9 +129,10 @@ def _sense_offsets(line: str) -> tuple[str, list[str]]:
 
 def _synset(line: str) -> tuple[str, Synset]:
     """``offset lex_filenum ss_type w_cnt(hex) word lex_id ... p_cnt [symbol offset pos st]...``."""
-    fields = line.partition("|")[0].split()
+    data, _, gloss = line.partition("|")
+    fields = data.split()
     words_end = 4 + 2 * int(fields[3], 16)
     words = [re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in fields[4:words_end:2]]
     behind = fields[words_end + 1 : words_end + 1 + 4 * int(fields[words_end])]
     pointers = zip(behind[::4], (FILES[p] for p in behind[2::4]), behind[1::4], strict=True)
-    return fields[0], Synset(tuple(words), tuple(pointers))
+    return fields[0], Synset(tuple(words), tuple(pointers), gloss.strip())

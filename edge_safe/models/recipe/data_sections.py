@@ -53,12 +53,15 @@ class CarriersSection(Section, frozen=True):
 class LongSection(Section, frozen=True):
     """``[data.long]``: requests at the start, in the middle and at the end of harmless documents.
 
-    ``share`` counts as in ``[data.wrappings]``; ``shortest`` and ``longest`` are words.
+    ``share`` counts as in ``[data.wrappings]``; ``shortest`` and ``longest`` are words. With
+    ``dictionary_pages``, so many pages of WordNet's definitions are made, and every other paragraph
+    is one of them: our own documents are too few to stand for all that people paste.
     """
 
     share: Weight
     shortest: Positive = 80
     longest: Positive = 1100
+    dictionary_pages: Count = 0
 
 
 class PrefilledSection(Section, frozen=True):
@@ -129,12 +132,10 @@ class HarmlessSection(Section, frozen=True):
 class ContrastsSection(Section, frozen=True):
     """``[data.contrasts]``: the same words around harm and around something harmless.
 
-    ``prompts`` are made of each kind (``models/contrasts``) and reading. ``wordnet`` is the folder
-    of WordNet 3.0's database files, where Debian's wordnet-base puts it by default.
+    ``prompts`` are made of each kind (``models/contrasts``) and reading.
     """
 
     prompts: Annotated[int, Meta(ge=1)]
-    wordnet: Text = "/usr/share/wordnet"
 
 
 class DataSection(Section, frozen=True):
@@ -143,7 +144,8 @@ class DataSection(Section, frozen=True):
     ``exclude`` names rows by id whose label was looked at and found wrong. ``written_wrappings`` is
     the share, as in ``[data.wrappings]``, of our own (``wrappings.toml``). The validation split has
     ``validation_media`` times the pictures and recordings that their shares give: thresholds of
-    their own need rows.
+    their own need rows. ``wordnet`` is the folder of WordNet 3.0's database files, where Debian's
+    wordnet-base puts it by default.
     """
 
     train: Annotated[tuple[Text, ...], Meta(min_length=1)]
@@ -157,6 +159,7 @@ class DataSection(Section, frozen=True):
     written_wrappings: Weight = 0.0
     harmless: HarmlessSection | None = None
     contrasts: ContrastsSection | None = None
+    wordnet: Text = "/usr/share/wordnet"
     carriers: CarriersSection | None = None
     rephrased: RephrasedSection | None = None
     long: LongSection | None = None
