@@ -217,12 +217,12 @@ def test_the_validation_split_may_have_more_media_and_training_keeps_its_own(
 
 
 def test_ways_in_of_the_validation_split_hold_requests_as_they_come(data_folder: Path) -> None:
-    sections = dict(
-        harmless=HarmlessSection(),
-        long=LongSection(share=6.0),
-        pictures=PicturesSection(share=6.0),
-        recordings=RecordingsSection(share=6.0),
-    )
+    sections = {
+        "harmless": HarmlessSection(),
+        "long": LongSection(share=6.0),
+        "pictures": PicturesSection(share=6.0),
+        "recordings": RecordingsSection(share=6.0),
+    }
     split = build(data_folder, **sections)
 
     def shares(part: tuple[Example, ...]) -> tuple[float, float]:
