@@ -85,7 +85,7 @@ class Run:
         self.answers = self._answers(data)
         self.train_set: list[Encoded] = []
         self.validation_set: list[Encoded] = []
-        self.counts = {"train": len(self.split.train), "validation": len(self.split.validation)}
+        self.counts: dict[str, int] = {}
         self.fitted_on = (
             f"validation split of {', '.join(recipe.data.train)} "
             f"({recipe.data.validation_share:g}, seed {recipe.data.split_seed})"
@@ -127,10 +127,12 @@ class Run:
             self.accelerator,
             self.progress,
         )
+        halves = [self.split.train, self.split.validation]
         if readings is not None:
             self.encoder.read = readings
-        self.train_set = encode(self.encoder, self.split.train)
-        self.validation_set = encode(self.encoder, self.split.validation)
+            halves = [tuple(filter(readings.takes, half)) for half in halves]
+        self.train_set, self.validation_set = (encode(self.encoder, half) for half in halves)
+        self.counts = {"train": len(self.train_set), "validation": len(self.validation_set)}
 
     def _answers(self, data: Path) -> Answers | None:
         section = self.recipe.answers

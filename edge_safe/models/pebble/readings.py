@@ -24,7 +24,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from edge_safe.errors import DataError
+from edge_safe.errors import DataError, MediaError
 from edge_safe.models.data import Example
 from edge_safe.models.media import Medium, Picture, Recording
 from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
@@ -37,6 +37,8 @@ from edge_safe.rendering.speech import speak
 
 Ids = tuple[int, ...]
 
+# Stands alone in the file of a picture that the processor refuses.
+_REFUSED = "refused"
 LONGEST_SOUND = 29  # seconds; longer ones are cut
 
 
@@ -61,7 +63,7 @@ class Readings:
         self._processor = processor
         self._cache = cache
         self._fonts = fonts
-        self._known: dict[Medium, Ids] = {}
+        self._known: dict[Medium, Ids | None] = {}
         self._ear = _fingerprint(model)
 
     def compute(self, media: Sequence[Medium], progress: Progress) -> None:
@@ -83,8 +85,26 @@ class Readings:
         """Ids of one medium; empty where nothing was read or heard.
 
         Raises:
-            DataError: It was not looked at or listened to.
+            DataError: It was not looked at or listened to, or the model does not take it.
         """
+        ids = self._read(medium)
+        if ids is None:
+            raise DataError(f"The model does not take {medium}.")
+        return ids
+
+    def takes(self, example: Example) -> bool:
+        """Whether the model takes all media of an example.
+
+        It refuses a picture with more lines of text than it reads, for which the gate can never be
+        asked.
+
+        Raises:
+            DataError: One of them was not looked at or listened to.
+        """
+        media = (message.medium for prompt in example.prompts for message in prompt)
+        return all(medium is None or self._read(medium) is not None for medium in media)
+
+    def _read(self, medium: Medium) -> Ids | None:
         if medium not in self._known:
             path = self._path(medium)
             if not path.exists():
@@ -92,7 +112,7 @@ class Readings:
             with np.load(path) as stored:
                 states = {name: torch.from_numpy(stored[name]) for name in stored.files}
             with torch.no_grad():
-                self._known[medium] = self._ids(states)
+                self._known[medium] = None if _REFUSED in states else self._ids(states)
         return self._known[medium]
 
     def _path(self, medium: Medium) -> Path:
@@ -112,7 +132,10 @@ class Readings:
             picture = _draw(medium, self._fonts).convert("RGB")
             pixels = object_pixels([picture], self._processor.settings.objects)
             found = {"vision_states": _half(model.vision_encoder(pixels))}
-            lines = self._processor.text_lines([picture], model.text_detector)
+            try:
+                lines = self._processor.text_lines([picture], model.text_detector)
+            except MediaError:
+                return {_REFUSED: np.array(True)}
             if len(lines["line_widths"]):
                 states, counts = model.read_lines(lines["line_pixel_values"], lines["line_widths"])
                 found["text_states"] = _half(states)

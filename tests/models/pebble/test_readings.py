@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from edge_safe.errors import DataError
+from edge_safe.models.data import Example, user_turn
 from edge_safe.models.media import Picture, Recording
 from edge_safe.models.pebble.modeling_pebble import PebbleForConditionalGeneration
 from edge_safe.models.pebble.processing_pebble import PebbleProcessor
@@ -85,3 +87,20 @@ def test_a_medium_that_was_not_read_is_an_error(
 ) -> None:
     with pytest.raises(DataError, match="was not read"):
         Readings(model, processor, tmp_path)(PICTURE)
+
+
+def test_an_example_with_a_picture_that_the_processor_refuses_is_not_taken(
+    model: PebbleForConditionalGeneration, tiny_pebble: Path, tmp_path: Path
+) -> None:
+    processor = PebbleProcessor.from_pretrained(tiny_pebble)
+    settings = processor.settings
+    processor.settings = msgspec.structs.replace(
+        settings, text_lines=msgspec.structs.replace(settings.text_lines, most_lines=0)
+    )
+    readings = Readings(model, processor, tmp_path)
+    wordless = Picture("", "gradient", 0)
+    readings.compute([PICTURE, wordless], silent)
+    written, plain = (Example("a", "signs", False, (user_turn("Hi", m),)) for m in (PICTURE, None))
+    assert [readings.takes(example) for example in (written, plain)] == [False, True]
+    with pytest.raises(DataError, match="does not take"):
+        readings(PICTURE)
