@@ -51,7 +51,7 @@ def emit(
         )
         embedding_graph(weights, spec).save(folder / EMBEDDING)
         for layer in layers:
-            head = gate_head(safety.head(layer))
+            head = gate_head(safety, layer)
             gate_graph(weights, spec, layer, head, store).save(folder / _file(layer))
         decoder_graph(weights, spec, None, token_rows(safety.final), store).save(folder / WHOLE)
 
@@ -71,7 +71,8 @@ class Graph:
 
     def shaped_as(self, safety: SafetyModule) -> Graph:
         """Takes over the shape of a safety module that is not the recipe's."""
-        self._shape = (safety.config.attention_heads, safety.config.attention_head_dim)
+        count = 1 if self._layer is None else len(safety.layers_at(self._layer))
+        self._shape = (safety.config.attention_heads * count, safety.config.attention_head_dim)
         return self
 
     def log_odds(self, prompt: Sequence[int]) -> float:

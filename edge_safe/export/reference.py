@@ -131,17 +131,9 @@ class Reference:
         rows = torch.arange(len(mask))
         hidden = verdict = columns = None
         if self._layer is not None and self._module is not None:
-            head = self._module.head(self._layer)
             hidden = states[self._layer]
-            verdict = float_array(head(hidden, seen).verdict_logits)
-            attention = head.attention
-            normed = attention.norm(hidden)
-            shape = (*normed.shape[:2], attention.heads, attention.head_dim)
-            both = [
-                part(normed).view(shape).transpose(1, 2)
-                for part in (attention.key, attention.value)
-            ]
-            columns = float_array(torch.stack(both, dim=1))
+            verdict = float_array(self._module.read(self._layer, states, seen).verdict_logits)
+            columns = float_array(_gate_columns(self._module, self._layer, states))
         caches = tuple(
             (float_array(layer.keys), float_array(layer.values))
             for layer in output.past_key_values.layers
@@ -260,9 +252,8 @@ class Reference:
             **types,
         )
         if self._layer is not None and self._module is not None:
-            logits = self._module.head(self._layer)(
-                output.hidden_states[self._layer], seen
-            ).verdict_logits
+            states = output.hidden_states
+            logits = self._module.read(self._layer, states, seen).verdict_logits
         else:
             logits = self._read_final(output.hidden_states[-1], seen)
         odds: Tensor = logits[:, 0] - logits[:, 1]
@@ -337,6 +328,20 @@ def _row(batch: Expected, row: int, length: int) -> Expected:
         batch.logits[row : row + 1],
         tuple((kept(keys), kept(values)) for keys, values in batch.caches),
     )
+
+
+def _gate_columns(safety: SafetyModule, layer: int, states: Sequence[Tensor]) -> Tensor:
+    """(B, 2, H, S, dk) keys and values of all safety attentions that decide at a layer."""
+    found = []
+    for source in safety.layers_at(layer):
+        attention = safety.head(source).attention
+        normed = attention.norm(states[source])
+        shape = (*normed.shape[:2], attention.heads, attention.head_dim)
+        both = (
+            part(normed).view(shape).transpose(1, 2) for part in (attention.key, attention.value)
+        )
+        found.append(torch.stack(tuple(both), dim=1))
+    return torch.cat(found, dim=2)
 
 
 def _before_slot(mask: Tensor) -> Tensor:

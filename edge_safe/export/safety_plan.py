@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from edge_safe.errors import ExportError, UsageError
 from edge_safe.export.families.base import Opened, float_array
-from edge_safe.export.graphs.safety import GateHead, TokenRows
+from edge_safe.export.graphs.safety import GateHead, GateSource, TokenRows
 from edge_safe.models.safety_file import SAFETY_JSON, Calibration, SafetyFile, read_safety
 from edge_safe.models.safety_file import stage_name as stage_key
-from edge_safe.models.safety_head import SafetyHead, SafetyModule, TokenReadout
+from edge_safe.models.safety_head import SafetyModule, TokenReadout
 from edge_safe.runtime.calibration import StageCalibration
 from edge_safe.runtime.policy import STAGES, Stage
 
@@ -108,7 +110,7 @@ def plan_from_module(source: Path, wanted: str) -> SafetyPlan:
         unsafe_token_id=file.unsafe_token_id,
         exit_layer=layer,
         layers=tuple(file.layers),
-        head=None if layer is None else gate_head(module.head(layer)),
+        head=None if layer is None else gate_head(module, layer),
         final=token_rows(module.final),
         stages=stages,
         module=module,
@@ -129,20 +131,33 @@ def plan_from_tokens(opened: Opened, safe_token: str, unsafe_token: str) -> Safe
     return SafetyPlan(safe, unsafe, None, (), None, final, {"final": StageCalibration()}, None)
 
 
-def gate_head(head: SafetyHead) -> GateHead:
-    """A torch head as arrays."""
-    attention = head.attention
+def gate_head(module: SafetyModule, layer: int) -> GateHead:
+    """What decides at a layer as arrays: the heads of several layers become one.
+
+    The verdict is linear in the read-outs of the heads, so their mean has all their attention heads
+    side by side, block-diagonal inner layers, and shares of the outer one and of the rows.
+    """
+    layers = module.layers_at(layer)
+    heads = [module.head(k) for k in layers]
+    attentions = [head.attention for head in heads]
+    share = 1.0 / len(heads)
     return GateHead(
-        token=token_rows(head.token),
-        attention_norm=float_array(attention.norm.weight),
-        key=float_array(attention.key.weight),
-        value=float_array(attention.value.weight),
-        query=float_array(attention.query),
-        slope=float_array(attention.slope),
-        up_weight=float_array(attention.up.weight),
-        up_bias=float_array(attention.up.bias),
-        down_weight=float_array(attention.down.weight),
-        down_bias=float_array(attention.down.bias),
+        sources=tuple(
+            GateSource(
+                layer=k,
+                token=replace(rows := token_rows(head.token), rows=rows.rows * np.float32(share)),
+                attention_norm=float_array(head.attention.norm.weight),
+                key=float_array(head.attention.key.weight),
+                value=float_array(head.attention.value.weight),
+            )
+            for k, head in zip(layers, heads, strict=True)
+        ),
+        query=float_array(torch.cat([a.query for a in attentions])),
+        slope=float_array(torch.cat([a.slope for a in attentions])),
+        up_weight=float_array(torch.block_diag(*[a.up.weight for a in attentions])),
+        up_bias=float_array(torch.cat([a.up.bias for a in attentions])),
+        down_weight=float_array(torch.cat([a.down.weight for a in attentions], 1) * share),
+        down_bias=float_array(torch.stack([a.down.bias for a in attentions]).mean(0)),
     )
 
 

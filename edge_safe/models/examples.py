@@ -135,7 +135,7 @@ def _modality(example: Example) -> Modality:
 def read_stages(safety: SafetyModule, batch: GateBatch) -> dict[str, Readout]:
     """Read-outs of every head and of ``final``, by stage name."""
     readouts = {
-        stage_name(k): safety.head(k)(batch.states[k], batch.mask) for k in safety.config.layers
+        stage_name(k): safety.read(k, batch.states, batch.mask) for k in safety.config.layers
     }
     logits = safety.final(batch.final)
     return readouts | {FINAL: Readout(logits, logits, None)}

@@ -243,6 +243,7 @@ class Run:
                 self.progress,
             )
         self.safety = merge_members(members) if len(members) > 1 else members[0]
+        self.safety.join(self.recipe.heads.joined)
         return steps, task(self.safety, "heads").log_odds()
 
     def _train_language_model(self) -> tuple[int, LogOdds]:
@@ -264,6 +265,7 @@ class Run:
         )
         task = LanguageModelTask("heads", module, train_set, held, self.recipe.optimizer)
         steps = training.train(task, self.schedule(), folder, self.accelerator, self.progress)
+        self.safety.join(self.recipe.heads.joined)
         odds = task.log_odds()
         benign = [e for e in held if e.answer and not e.unsafe]
         if benign:

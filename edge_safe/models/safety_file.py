@@ -103,6 +103,7 @@ class SafetyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         attention: Shape of the safety attentions; None without heads.
         eps: Epsilon of the module's norms.
         calibration: Per stage, ``gate.<k>`` or ``final``.
+        joined: See ``SafetyConfig``.
         schema_version: Version of this layout.
     """
 
@@ -115,6 +116,7 @@ class SafetyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attention: AttentionShape | None
     eps: float
     calibration: dict[str, Calibration]
+    joined: tuple[int, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -165,6 +167,7 @@ def describe(
         else None,
         eps=config.eps,
         calibration=calibration,
+        joined=config.joined,
     )
 
 
@@ -224,4 +227,5 @@ def read_safety(folder: Path) -> tuple[SafetyFile, SafetyModule]:
         safety.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit {SAFETY_JSON}: {error}") from error
+    safety.join(file.joined)
     return file, safety.requires_grad_(False).to(torch.float32).eval()

@@ -9,7 +9,8 @@ Nothing here knows which language model the hidden states come from.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ class SafetyConfig:
         attention_head_dim: Width dk of each of those heads.
         attention_hidden: Width of the layer between the pooled heads and v.
         eps: Epsilon of every RMSNorm of the module.
+        joined: Layers whose heads decide together at the last of them; empty where every head
+            decides alone.
     """
 
     hidden_size: int
@@ -39,6 +42,7 @@ class SafetyConfig:
     attention_head_dim: int = 32
     attention_hidden: int = 64
     eps: float = 1e-5
+    joined: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -206,6 +210,41 @@ class SafetyModule(nn.Module):
         if not isinstance(head, SafetyHead):
             raise CheckpointError(f"The module at layer {layer} is not a safety head.")
         return head
+
+    def join(self, layers: tuple[int, ...]) -> None:
+        """Lets the heads of these layers decide together from now on; see ``read``."""
+        for layer in layers:
+            self.head(layer)
+        self.config = replace(self.config, joined=layers)
+
+    def layers_at(self, layer: int) -> tuple[int, ...]:
+        """The layers whose heads decide at a layer."""
+        joined = self.config.joined
+        return joined if joined and layer == joined[-1] else (layer,)
+
+    def read(
+        self, layer: int, states: Mapping[int, Tensor] | Sequence[Tensor], mask: Tensor
+    ) -> Readout:
+        """What the gate at a layer says: the mean over the heads that decide there.
+
+        Heads of different depths err differently, as members of different seeds do, and the states
+        of a lower layer are there anyway when those of a higher one are.
+
+        Args:
+            layer: Where the gate ends.
+            states: By layer, (B, T, d) hidden states entering it.
+            mask: See ``SafetyHead.forward``.
+
+        Raises:
+            CheckpointError: No head was trained there.
+        """
+        read = [self.head(k)(states[k], mask) for k in self.layers_at(layer)]
+        if len(read) == 1:
+            only: Readout = read[0]
+            return only
+        token_logits = torch.stack([part.token_logits for part in read]).mean(0)
+        attention_logit = torch.stack([part.attention_logit for part in read]).mean(0)
+        return Readout(combine(token_logits, attention_logit), token_logits, attention_logit)
 
     def read_final(self, states: Tensor, mask: Tensor) -> Readout:
         """Reads the final-normed states (B, T, d) at T-1 through the two lm_head rows."""

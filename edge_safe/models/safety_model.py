@@ -95,10 +95,9 @@ class SafetyTokenModel(nn.Module):
             )
         order, mask = _right_padded(visible.bool())
         rows = torch.arange(len(mask), device=mask.device)[:, None]
-        readouts = {
-            stage_name(k): self.safety.head(k)(hidden_states[k][rows, order].float(), mask)
-            for k in self.safety.config.layers
-        }
+        layers = self.safety.config.layers
+        states = {k: hidden_states[k][rows, order].float() for k in layers}
+        readouts = {stage_name(k): self.safety.read(k, states, mask) for k in layers}
         readouts[FINAL] = self.safety.read_final(hidden_states[-1][rows, order].float(), mask)
         return readouts
 

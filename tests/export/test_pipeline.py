@@ -130,6 +130,26 @@ def test_exit_layer_by_number(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert load_manifest(tmp_path / "b").safety.exit_layer == 1
 
 
+def test_joined_heads_decide_together_in_the_bundle(copy: Path, tmp_path: Path) -> None:
+    content = json.loads((copy / "safety.json").read_text())
+    asked = ["Tell me a story.", "What does the sign say?", "Boats and a river, please. " * 20]
+
+    def log_odds(exit_layer: str, joined: list[int]) -> list[float]:
+        (copy / "safety.json").write_text(json.dumps(content | {"joined": joined}))
+        out = tmp_path / f"{exit_layer}{len(joined)}"
+        report = export_bundle(copy, out, precision="fp32", exit_layer=exit_layer)
+        assert max(b.relative_difference for b in report.parity.boundaries) < 1e-4
+        model = SafeModel.load(out)
+        found = [model.assess(prompt).p_unsafe for prompt in asked]
+        return [float(np.log(p) - np.log1p(-p)) for p in found]
+
+    lower, upper, joined = log_odds("1", []), log_odds("2", []), log_odds("2", [1, 2])
+    assert joined == pytest.approx([(a + b) / 2 for a, b in zip(lower, upper, strict=True)])
+    assert joined != pytest.approx(upper)
+    manifest = load_manifest(tmp_path / "22")
+    assert (manifest.safety.exit_layer, manifest.safety.attention.heads) == (2, 8)
+
+
 def test_exit_layer_without_a_head_lists_those_there_are(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -49,6 +49,15 @@ def test_a_checkpoint_comes_back_as_it_was(gated: Gated, tmp_path: Path) -> None
     assert all(torch.equal(value, state[name]) for name, value in safety.state_dict().items())
 
 
+def test_heads_that_were_joined_come_back_joined(gated: Gated, tmp_path: Path) -> None:
+    base, tokens = gated
+    safety = SafetyModule(SafetyConfig(32, (1, 3), 2, 4, 4))
+    safety.join((1, 3))
+    file = describe(safety.config, tokens, 3, calibrate(odds(), 0.05, "made-up rows"))
+    write_checkpoint(tmp_path / "out", base.model, base.tokenizer, safety, file)
+    assert read_safety(tmp_path / "out")[1].layers_at(3) == (1, 3)
+
+
 def test_it_is_an_ordinary_hugging_face_folder(gated: Gated, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write(gated, out)

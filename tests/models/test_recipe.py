@@ -49,6 +49,8 @@ def test_an_unknown_key_names_the_nearest_known_one(tables: dict[str, Any], near
         ({"model": {"source": ".", "dtype": "int4"}}, "model.dtype"),
         ({"heads": {"layers": [4, 2]}}, "rising order"),
         ({"heads": {"layers": [2, 4], "exit_layer": 3}}, "exit_layer = 3"),
+        ({"heads": {"layers": [2, 4], "joined": [4, 2]}}, "heads.joined"),
+        ({"heads": {"layers": [2, 4], "joined": [3, 4]}}, "heads.joined"),
         ({"tokens": {"safe_id": 3}}, "give both or none"),
         ({"lora": {}}, "frozen_features"),
         ({"safe_row": {}}, "without"),

@@ -21,7 +21,7 @@ from edge_safe.export.graphs.decoder import (
     gate_graph,
     store_model,
 )
-from edge_safe.export.graphs.safety import GateHead, TokenRows
+from edge_safe.export.graphs.safety import GateHead, GateSource, TokenRows
 from edge_safe.export.graphs.spec import DecoderSpec, FloatArray, Rope
 from edge_safe.export.graphs.store import WeightStore
 from edge_safe.export.quantization import precision_named
@@ -105,11 +105,9 @@ def random_head(rng: np.random.Generator) -> GateHead:
 
     token = TokenRows(array(2, WIDTH) * 4, np.ones(WIDTH, np.float32))
     slope = np.linspace(0.0, 0.9, 4).astype(np.float32)
+    norm = np.ones(WIDTH, np.float32)
     return GateHead(
-        token,
-        np.ones(WIDTH, np.float32),
-        array(32, WIDTH),
-        array(32, WIDTH),
+        (GateSource(EXIT_LAYER, token, norm, array(32, WIDTH), array(32, WIDTH)),),
         array(4, 8) * 4,
         slope,
         array(16, 32) * 4,

@@ -110,7 +110,7 @@ def embedding_graph(weights: ModelWeights, spec: DecoderSpec) -> GraphBuilder:
 def gate_graph(
     weights: ModelWeights, spec: DecoderSpec, exit_layer: int, head: GateHead, store: WeightStore
 ) -> GraphBuilder:
-    """Layers 0 .. exit_layer-1 and the verdict of the head at exit_layer."""
+    """Layers 0 .. exit_layer-1 and the verdict of what decides at exit_layer."""
     g = GraphBuilder("gate")
     shape: list[int | str] = ["batch", "sequence", spec.hidden_size]
     residual = g.input("inputs_embeds", FLOAT, shape)
@@ -118,12 +118,16 @@ def gate_graph(
     deepstack = deepstack_input(g, spec, range(exit_layer))
     g.output("hidden_states", FLOAT, shape)
     delta = ""
+    read = {source.layer for source in head.sources}
+    states: list[str] = []
     for index in range(exit_layer):
+        if index in read:
+            states.append(g.op("Add", [residual, delta], scope=f"layers.{index}.states"))
         residual = _add_features(g, residual, deepstack, index)
         normed, residual = _enter(g, spec, residual, delta, weights.layers[index], index)
         attended = attention(g, spec, normed, weights.layers[index], common, index)
         residual, delta = _leave(g, spec, residual, attended, weights.layers[index], index)
-    states = g.op("Add", [residual, delta], scope="exit", outputs=["hidden_states"])
+    states.append(g.op("Add", [residual, delta], scope="exit", outputs=["hidden_states"]))
     gate_verdict(g, states, head, store)
     return g
 

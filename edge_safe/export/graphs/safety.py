@@ -36,15 +36,31 @@ class TokenRows:
 
 
 @dataclass(frozen=True, slots=True)
-class GateHead:
-    """The safety head of one layer.
+class GateSource:
+    """What the gate reads of one layer's states.
 
     Attributes:
-        token: Its token read-out.
+        layer: The states that enter this layer.
+        token: Token read-out; those of all sources are added up.
         attention_norm: (d,).
-        key: (H * dk, d).
-        value: (H * dk, d).
-        query: (H, dk).
+        key: (Hs * dk, d), of the source's own attention heads.
+        value: (Hs * dk, d).
+    """
+
+    layer: int
+    token: TokenRows
+    attention_norm: FloatArray
+    key: FloatArray
+    value: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class GateHead:
+    """What decides at the exit layer.
+
+    Attributes:
+        sources: By rising layer; the last one is the exit layer.
+        query: (H, dk) of all sources' attention heads, one source after the other.
         slope: (H,), not negative.
         up_weight: (hidden, H * dk).
         up_bias: (hidden,).
@@ -52,10 +68,7 @@ class GateHead:
         down_bias: (1,).
     """
 
-    token: TokenRows
-    attention_norm: FloatArray
-    key: FloatArray
-    value: FloatArray
+    sources: tuple[GateSource, ...]
     query: FloatArray
     slope: FloatArray
     up_weight: FloatArray
@@ -109,15 +122,17 @@ def token_logits(
     )
 
 
-def gate_verdict(g: GraphBuilder, states: str, head: GateHead, store: WeightStore) -> None:
+def gate_verdict(
+    g: GraphBuilder, states: Sequence[str], head: GateHead, store: WeightStore
+) -> None:
     """Adds gate_past, gate_present and verdict_logits to a graph.
 
     With one position, S = 1, the verdict is NaN.
 
     Args:
         g: The graph.
-        states: (B, S, d) states entering the exit layer.
-        head: The exit layer's head.
+        states: (B, S, d) states entering the layer of each source.
+        head: What decides.
         store: The weights file.
     """
     heads, width = head.query.shape
@@ -129,21 +144,23 @@ def gate_verdict(g: GraphBuilder, states: str, head: GateHead, store: WeightStor
     present = _keys_and_values(g, states, head, store, past)
 
     def verdict() -> list[str]:
-        slots = find_slots(g, states)
+        slots = find_slots(g, states[-1])
         penalty = _penalty(g, present, slots, head, store, past)
-        state = pick(g, states, slots.last, "gate.last")
-        state = g.op("Squeeze", [state, g.constant([1])], scope="gate.last")
-        logits = token_logits(g, state, head.token, store, "gate.token")
+        read = [
+            _read_token(g, own, slots, source, store)
+            for own, source in zip(states, head.sources, strict=True)
+        ]
+        logits = read[0] if len(read) == 1 else g.op("Sum", read, scope="gate.token")
         return [g.op("Sub", [logits, penalty], scope="gate.verdict")]
 
     def nothing() -> list[str]:
-        shape = g.op("Shape", [states], scope="gate.nothing", end=1)
+        shape = g.op("Shape", [states[-1]], scope="gate.nothing", end=1)
         whole = g.op("Concat", [shape, g.constant([2])], scope="gate.nothing", axis=0)
         unknown = onnx.helper.make_tensor("nan", FLOAT, [1], [math.nan])
         return [g.op("ConstantOfShape", [whole], scope="gate.nothing", value=unknown)]
 
     # A decoding step would throw its verdict away. What is no verdict must not look like one.
-    several = longer_than_one(g, states, "gate")
+    several = longer_than_one(g, states[-1], "gate")
     g.choose(several, verdict, nothing, scope="gate", outputs=["verdict_logits"])
 
 
@@ -154,16 +171,32 @@ def longer_than_one(g: GraphBuilder, states: str, scope: str) -> str:
     return g.op("Squeeze", [several], scope=f"{scope}/length")
 
 
+def _read_token(
+    g: GraphBuilder, states: str, slots: Slots, source: GateSource, store: WeightStore
+) -> str:
+    """A source's verdict rows at T-1: (B, 2)."""
+    name = f"gate.layers.{source.layer}"
+    state = pick(g, states, slots.last, f"{name}.last")
+    state = g.op("Squeeze", [state, g.constant([1])], scope=f"{name}.last")
+    return token_logits(g, state, source.token, store, f"{name}.token")
+
+
 def _keys_and_values(
-    g: GraphBuilder, states: str, head: GateHead, store: WeightStore, past: str
+    g: GraphBuilder, states: Sequence[str], head: GateHead, store: WeightStore, past: str
 ) -> str:
     """Appends this chunk's keys and values to gate_past: (B, 2, H, G + S, dk)."""
-    heads, width = head.query.shape
+    width = head.query.shape[1]
+    columns = []
+    for own, source in zip(states, head.sources, strict=True):
+        scope = f"gate.layers.{source.layer}.attention"
+        normed = norm(g, own, store.add(source.attention_norm), f"{scope}.norm", source.token.eps)
+        joined = np.concatenate([source.key, source.value]).T
+        weight = g.weight(f"{scope}.key_value", store.add(joined))
+        both = g.op("MatMul", [normed, weight], scope=scope)
+        shape = g.constant([0, 0, 2, len(source.key) // width, width])
+        columns.append(g.op("Reshape", [both, shape], scope=scope))
     scope = "gate.attention"
-    normed = norm(g, states, store.add(head.attention_norm), f"{scope}.norm", head.token.eps)
-    joined = np.concatenate([head.key, head.value]).T
-    both = g.op("MatMul", [normed, g.weight(f"{scope}.key_value", store.add(joined))], scope=scope)
-    split = g.op("Reshape", [both, g.constant([0, 0, 2, heads, width])], scope=scope)
+    split = columns[0] if len(columns) == 1 else g.op("Concat", columns, scope=scope, axis=3)
     turned = g.op("Transpose", [split], scope=scope, perm=[0, 2, 3, 1, 4])
     return g.op("Concat", [past, turned], scope=scope, outputs=["gate_present"], axis=3)
 

@@ -80,6 +80,12 @@ def _check_agreement(recipe: Recipe) -> None:
         wrong.append(f"heads.layers = {list(heads.layers)}, not in rising order")
     if isinstance(heads.exit_layer, int) and heads.exit_layer not in heads.layers:
         wrong.append(f"heads.exit_layer = {heads.exit_layer}, not one of {list(heads.layers)}")
+    if heads.joined and not (
+        set(heads.joined) <= set(heads.layers) and list(heads.joined) == sorted(set(heads.joined))
+    ):
+        wrong.append(
+            f"heads.joined = {list(heads.joined)}, not some of {list(heads.layers)} by rising depth"
+        )
     if tokens.safe == tokens.unsafe:
         wrong.append(f"tokens.safe and tokens.unsafe are both {tokens.safe}")
     if (tokens.safe_id is None) != (tokens.unsafe_id is None):

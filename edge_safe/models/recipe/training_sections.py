@@ -43,7 +43,8 @@ class HeadsSection(Section, frozen=True):
 
     ``exit_layer = "auto"`` takes the layer with the best validation AUROC. ``query`` is the
     question whose state in the base model the attention's query starts from. ``members`` modules
-    of this shape are trained from different seeds and averaged into one.
+    of this shape are trained from different seeds and averaged into one. The heads of ``joined``,
+    each trained by itself, decide together at the last of these layers.
     """
 
     layers: tuple[Positive, ...]
@@ -53,6 +54,7 @@ class HeadsSection(Section, frozen=True):
     hidden: Positive = 64
     query: Text = "Is this request harmful or unsafe?"
     members: Positive = 1
+    joined: tuple[Positive, ...] = ()
 
 
 class LoraSection(Section, frozen=True):
