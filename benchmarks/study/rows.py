@@ -127,6 +127,6 @@ def _composed(rows: Sequence[Row]) -> Iterator[Example]:
         return chance.choice(harmful)
 
     yield from make_conversations(CONVERSATIONS, len(harmful), draw_harmful, draw, chance)
-    around = Surroundings(tuple(documents()), (), (), ())
+    around = Surroundings(tuple(documents()))
     section = DataSection(train=("-",), long=LONG)
     yield from make_ways_in(section, len(harmful), draw_harmful, draw, around, lambda _: chance)

@@ -41,10 +41,10 @@ class Surroundings:
     """
 
     documents: tuple[str, ...]
-    dictionary: tuple[str, ...]
-    beside_pictures: tuple[str, ...]
-    beside_recordings: tuple[str, ...]
-    picture_texts: tuple[Row, ...]
+    dictionary: tuple[str, ...] = ()
+    beside_pictures: tuple[str, ...] = ()
+    beside_recordings: tuple[str, ...] = ()
+    picture_texts: tuple[Row, ...] = ()
 
 
 def make_ways_in(

@@ -24,6 +24,7 @@ from edge_safe.export.report import Agreement, ModalityRates
 from edge_safe.export.rounding import quantize
 from edge_safe.export.targets import Bounds
 from edge_safe.runtime.manifest import load_manifest
+from tests.export.families import EXIT_LAYER
 
 ROWS = 60
 
