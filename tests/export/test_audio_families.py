@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +58,6 @@ CONVERSATIONS: dict[str, Turns] = {
     "words after a sound": [(QUESTION, "short"), (SHED, None)],
 }
 LONG: dict[str, Turns] = {"three windows": [(QUESTION, "three windows")]}
-
-
-@pytest.fixture(scope="session")
-def audio_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], FamilyFiles]:
-    """By model_type; each is exported once a session."""
-
-    @cache
-    def files(family: str) -> FamilyFiles:
-        folder = tmp_path_factory.mktemp(family)
-        checkpoint = write_audio_family(folder / "checkpoint", family)
-        export_bundle(checkpoint, folder / "bundle", precision="fp32")
-        return FamilyFiles(checkpoint, folder / "bundle")
-
-    return files
 
 
 @pytest.fixture(params=list(AUDIO_FAMILIES))
@@ -239,7 +224,7 @@ def test_a_file_at_another_rate_is_heard_as_its_samples(model: SafeModel) -> Non
     stereo = np.stack([speech(0.9, 44_100)] * 2, 1)
     found = log_odds(model, wav(stereo, 44_100))
     assert found == pytest.approx(log_odds(model, (stereo[:, 0], 44_100)), abs=0.05)
-    assert found != pytest.approx(log_odds(model, sound("short")), abs=0.2)
+    assert found != pytest.approx(log_odds(model, sound("short")), abs=0.1)
 
 
 def log_odds(model: SafeModel, audio: Any) -> float:
@@ -466,6 +451,10 @@ def test_a_placeholder_that_text_could_write_is_refused(family: str, tmp_path: P
         if entry["content"] == AUDIO_FAMILIES[family].special[0]:
             entry.update(special=False)
     path.write_text(json.dumps(document))
+    path = checkpoint / "tokenizer_config.json"
+    # A token that has a name here is special to transformers.
+    named = {"model_specific_special_tokens": {}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | named))
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(ExportError, match=r"sound .* no special token"):
         find_family(checkpoint)[1](checkpoint)

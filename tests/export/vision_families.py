@@ -396,7 +396,7 @@ OMNI_TEMPLATE = (
 
 
 def qwen2_5_omni(**changes: Any) -> PreTrainedModel:
-    """The part that answers; untied; windows as ``qwen2_5_vl``."""
+    """The part that answers; untied; windows as ``qwen2_5_vl``; its answers name no media."""
     own: dict[str, Any] = {
         "vision_config": PATCHES
         | {"hidden_size": 32, "intermediate_size": 40, "out_hidden_size": 64}
@@ -405,7 +405,11 @@ def qwen2_5_omni(**changes: Any) -> PreTrainedModel:
         "text_config": sizes(OMNI_SPECIAL) | mrope(2, 3, 3),
     }
     config = Qwen2_5OmniThinkerConfig(**OMNI_IDS | own | changes)
-    return Qwen2_5OmniThinkerForConditionalGeneration(config)
+    model = Qwen2_5OmniThinkerForConditionalGeneration(config)
+    if not config.tie_word_embeddings:
+        # A placeholder in an answer would be one medium too many in the next turn.
+        model.lm_head.weight.data[VOCABULARY:] = 0.0
+    return model
 
 
 def with_voice(folder: Path) -> None:
