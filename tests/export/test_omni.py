@@ -151,6 +151,7 @@ import sys
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 import torch
+from edge_safe.models.base_model import load_base
 load_base(Path(sys.argv[1]), torch.float32)
 before = getrusage(RUSAGE_SELF).ru_maxrss
 model = load_base(Path(sys.argv[2]), torch.float32).model

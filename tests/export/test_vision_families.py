@@ -173,10 +173,7 @@ def check_reply(
     """Log-odds within 1e-4 of torch's, the same text; returns the answer's ids without the end."""
     tokenizer: Any = torch_model.tokenizer
     readout = torch_model.assess(
-        input_ids=torch.tensor([ids]),
-        attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
-        **types_of(torch_model, ids),
-        **pixels,
+        input_ids=torch.tensor([ids]), **types_of(torch_model, ids), **pixels
     ).readout
     unsafe, safe = readout.verdict_logits[0]
     answer = torch_model.model.generate(
