@@ -199,5 +199,5 @@ def test_a_part_that_speaks_is_no_family(part: str, tmp_path: Path) -> None:
 def test_a_video_is_refused(model: SafeModel) -> None:
     # The head of an MP4 file.
     video = b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom" + bytes(64)
-    with pytest.raises(MediaError):
+    with pytest.raises(MediaError, match="not a picture of a known format"):
         model.assess(QUESTION, images=[video])
