@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from transformers import AutoFeatureExtractor, PreTrainedTokenizerBase, WhisperFeatureExtractor
 
 from edge_safe.errors import ExportError
-from edge_safe.export.decoder_config import read_config, tensors_of, text_family
+from edge_safe.export.decoder_config import of_language, read_config, tensors_of, text_family
 from edge_safe.export.families.base import Opened, Tower
 from edge_safe.export.image_prompts import (
     TEMPLATE_FILE,
@@ -28,7 +28,6 @@ from edge_safe.export.image_prompts import (
     whole_template,
 )
 from edge_safe.export.towers.vision_transformer import check_activation
-from edge_safe.export.vision_language import of_language
 from edge_safe.models.base_model import load_base
 from edge_safe.runtime.audio_io import SAMPLE_RATE
 from edge_safe.runtime.audio_windows import Windows, problem
@@ -67,16 +66,8 @@ def open_audio(folder: Path, family: AudioFamily) -> Opened:
     spec = replace(text.spec_of(config.text_config), tied=False)
     windows = family.describe(config, folder)
     tokenizer = read_tokenizer(folder)
-    placeholder = placeholder_of(tokenizer, config.audio_token_id, media="sound")
-    read_template(folder, tokenizer)
-    part = _part_of(tokenizer, placeholder)
-    template = whole_template(folder, tokenizer, part)
-    processor = AudioProcessor(
-        placeholder=placeholder,
-        part=part,
-        windows=windows,
-        before=_before(tokenizer, rendered(tokenizer, part), family),
-    )
+    processor = audio_processor(folder, family, tokenizer, config.audio_token_id, windows)
+    template = whole_template(folder, tokenizer, processor.part)
     model = load_base(folder, torch.float32).model
     return Opened(
         spec=spec,
@@ -90,8 +81,43 @@ def open_audio(folder: Path, family: AudioFamily) -> Opened:
     )
 
 
+def audio_processor(
+    folder: Path,
+    family: AudioFamily,
+    tokenizer: PreTrainedTokenizerBase,
+    token_id: int,
+    windows: Windows,
+) -> AudioProcessor:
+    """What the runtime has to know of sound.
+
+    Args:
+        folder: The checkpoint.
+        family: Its family.
+        tokenizer: Its tokenizer, which is given the chat template.
+        token_id: Id of the placeholder.
+        windows: As the family describes them.
+
+    Raises:
+        ExportError: The placeholder could come from a user's text, or the template has no place
+            for it.
+    """
+    placeholder = placeholder_of(tokenizer, token_id, media="sound")
+    read_template(folder, tokenizer)
+    part = _part_of(tokenizer, placeholder)
+    return AudioProcessor(
+        placeholder=placeholder,
+        part=part,
+        windows=windows,
+        before=_before(tokenizer, rendered(tokenizer, part), family),
+    )
+
+
 def whisper_windows(
-    config: Any, folder: Path, kind: Literal["sound", "whole"], states_per_token: int
+    config: Any,
+    folder: Path,
+    kind: Literal["sound", "whole", "chunks"],
+    states_per_token: int,
+    chunk_frames: int | None = None,
 ) -> Windows:
     """The windows of an encoder of Whisper's kind, for sounds of one window at most.
 
@@ -100,6 +126,7 @@ def whisper_windows(
         folder: The checkpoint, with ``preprocessor_config.json`` or ``processor_config.json``.
         kind: See ``Windows``.
         states_per_token: See ``Windows``.
+        chunk_frames: See ``Windows``.
 
     Raises:
         ExportError: The runtime cannot prepare sound this way, or the encoder takes other windows
@@ -117,12 +144,22 @@ def whisper_windows(
             f"The feature extractor is a {type(extractor).__name__}; possible: "
             "WhisperFeatureExtractor."
         )
-    for name, needed in (("sampling_rate", SAMPLE_RATE), ("dither", 0.0), ("padding_value", 0.0)):
+    for name, needed in (
+        ("sampling_rate", SAMPLE_RATE),
+        ("dither", 0.0),
+        ("padding_value", 0.0),
+        ("padding_side", "right"),
+    ):
         if getattr(extractor, name) != needed:
             raise ExportError(
                 f"The feature extractor's {name} is {getattr(extractor, name)}; the runtime has "
                 f"{needed}."
             )
+    if chunk_frames is not None and not 2 <= chunk_frames <= 2 * config.max_source_positions:
+        raise ExportError(
+            f"The encoder hears {chunk_frames} frames at once (twice n_window) and has positions "
+            f"for {2 * config.max_source_positions} (twice max_source_positions)."
+        )
     windows = Windows(
         kind=kind,
         feature_size=extractor.feature_size,
@@ -131,8 +168,11 @@ def whisper_windows(
         chunk_length=extractor.chunk_length,
         states_per_token=states_per_token,
         max_seconds=extractor.chunk_length,
+        chunk_frames=chunk_frames,
     )
-    expected = (config.num_mel_bins, 2 * config.max_source_positions)
+    # Chunk by chunk, a sound may be as long as it likes.
+    frames = windows.frames if kind == "chunks" else 2 * config.max_source_positions
+    expected = (config.num_mel_bins, frames)
     if (windows.feature_size, windows.frames) != expected:
         raise ExportError(
             f"The feature extractor gives {windows.feature_size} bins and {windows.frames} frames "

@@ -37,7 +37,7 @@ from edge_safe.export.graphs.spec import (
     Rope,
     TensorSource,
 )
-from edge_safe.models.base_model import load_base
+from edge_safe.models.base_model import inner_config, load_base
 
 # Scalings whose frequencies do not change with the length of the sequence.
 STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
@@ -137,11 +137,13 @@ def load_tokenizer(folder: Path, base: Path) -> PreTrainedTokenizerBase:
 def read_config(folder: Path) -> Any:
     """Reads ``config.json`` as transformers does, with its defaults.
 
+    Of a model that speaks as well, it is that of the part which reads and writes.
+
     Raises:
         ExportError: transformers refuses it.
     """
     try:
-        return AutoConfig.from_pretrained(folder)
+        return inner_config(AutoConfig.from_pretrained(folder))
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise ExportError(f"transformers refuses {folder / 'config.json'}: {error}") from error
 
@@ -156,6 +158,16 @@ def tensors_of(model: PreTrainedModel) -> TensorSource:
         return float_array(state[name])
 
     return tensor
+
+
+def of_language(tensor: TensorSource, prefix: str) -> TensorSource:
+    """The text model's weights by the names they have in a text-only checkpoint."""
+
+    def named(name: str) -> FloatArray:
+        head, _, rest = name.partition(".")
+        return tensor(prefix + rest if head == "model" else name)
+
+    return named
 
 
 def decoder_spec(config: Any, activation: str, ropes: Sequence[Rope]) -> DecoderSpec:

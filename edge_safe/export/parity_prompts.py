@@ -49,7 +49,10 @@ def pictured(reference: Reference, spec: DecoderSpec, ids: Array) -> Prompt:
     Its places are the runtime's own; torch finds them by itself.
     """
     random, (height, width) = np.random.default_rng(0), GRID
-    words, count, cut = reference.embed(ids)[0], height * width, ids.shape[1] // 2
+    cut = ids.shape[1] // 2 + 1
+    # Some models find the places of a picture by this token alone.
+    ids = np.insert(ids, cut - 1, reference.image_start, axis=1)
+    words, count = reference.embed(ids)[0], height * width
     scale = float(words.std())
     features = random.normal(0, scale, (count, spec.hidden_size)).astype(np.float32)
     deeper = random.normal(0, scale, (spec.deepstack, *features.shape)).astype(np.float32)

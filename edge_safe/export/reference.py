@@ -99,6 +99,11 @@ class Reference:
         """Id of the placeholder of pictures."""
         return int(self._model.config.image_token_id)
 
+    @property
+    def image_start(self) -> int:
+        """Id of what stands in front of a picture on a grid."""
+        return int(self._model.config.vision_start_token_id)
+
     @torch.no_grad()
     def embed(self, ids: Array) -> Array:
         """(B, S) int64 -> (B, S, d)."""

@@ -1,7 +1,8 @@
 """Opens a model that is a text decoder with a vision tower, so that its family file is short.
 
 A family says what it needs from ``config.json`` and the image processor, before a weight is read,
-and how its tower becomes a graph; all the rest is the same for every one of them.
+and how its tower becomes a graph; all the rest is the same for every one of them. One that hears
+as well brings what an audio-language family has to say.
 """
 
 from __future__ import annotations
@@ -14,9 +15,16 @@ from typing import Any
 import msgspec
 import torch
 
-from edge_safe.export.decoder_config import TextFamily, read_config, tensors_of, text_family
+from edge_safe.export.audio_language import AudioFamily, audio_processor
+from edge_safe.export.decoder_config import (
+    TextFamily,
+    of_language,
+    read_config,
+    tensors_of,
+    text_family,
+)
 from edge_safe.export.families.base import Opened, Tower
-from edge_safe.export.graphs.spec import DecoderSpec, FloatArray, TensorSource
+from edge_safe.export.graphs.spec import DecoderSpec
 from edge_safe.export.image_prompts import (
     TEMPLATE_FILE,
     placeholder_of,
@@ -62,6 +70,7 @@ class VisionFamily:
         one_turn: The chat template for checkpoints without one, of a family whose prompts have
             no turns and whose processor adds no first token; None for all others.
         text: Its language model, where that is none of the text-only families.
+        audio: What it needs for sound, where it hears as well.
     """
 
     describe: Callable[[Any, Path], Pictures]
@@ -70,6 +79,7 @@ class VisionFamily:
     adapt: Callable[[DecoderSpec], DecoderSpec] = lambda spec: spec
     one_turn: str | None = None
     text: TextFamily | None = None
+    audio: AudioFamily | None = None
 
 
 def open_vision(folder: Path, family: VisionFamily) -> Opened:
@@ -84,6 +94,7 @@ def open_vision(folder: Path, family: VisionFamily) -> Opened:
     spec = replace(text.spec_of(config.text_config), tied=bool(config.tie_word_embeddings))
     pictures = family.describe(config, folder)
     spec = replace(spec, deepstack=pictures.deepstack)
+    windows = None if family.audio is None else family.audio.describe(config, folder)
     tokenizer = read_tokenizer(folder)
     token = config.image_token_id if pictures.placeholder is None else pictures.placeholder
     processor = ImageProcessor(
@@ -93,25 +104,23 @@ def open_vision(folder: Path, family: VisionFamily) -> Opened:
         pixels_of_several=pictures.pixels_of_several,
     )
     template = whole_template(folder, tokenizer, one_turn=family.one_turn)
+    processors = {"image": msgspec.to_builtins(processor)}
+    if family.audio is not None and windows is not None:
+        sound = audio_processor(folder, family.audio, tokenizer, config.audio_token_id, windows)
+        processors["audio"] = msgspec.to_builtins(sound)
+        template = whole_template(folder, tokenizer, sound.part)
     model = load_base(folder, torch.float32).model
     tensor = of_language(tensors_of(model), family.language)
+    towers = [family.tower(model, pictures)]
+    if family.audio is not None and windows is not None:
+        towers.append(family.audio.tower(model, windows))
     return Opened(
         spec=family.adapt(spec),
         tensor=text.tensors(tensor, spec),
         language=model,
         tokenizer=tokenizer,
-        modalities={"image": True},
-        processors={"image": msgspec.to_builtins(processor)},
-        towers=[family.tower(model, pictures)],
+        modalities=dict.fromkeys(processors, True),
+        processors=processors,
+        towers=towers,
         files={TEMPLATE_FILE: template.encode()},
     )
-
-
-def of_language(tensor: TensorSource, prefix: str) -> TensorSource:
-    """The text model's weights by the names they have in a text-only checkpoint."""
-
-    def named(name: str) -> FloatArray:
-        head, _, rest = name.partition(".")
-        return tensor(prefix + rest if head == "model" else name)
-
-    return named

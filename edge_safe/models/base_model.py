@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
@@ -32,6 +33,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from edge_safe.errors import CheckpointError
+
+# Where a model that speaks as well describes the part that reads and writes.
+THINKER = "thinker_config"
 
 
 @dataclass(slots=True)
@@ -81,7 +85,11 @@ def load_base(folder: Path, dtype: torch.dtype, *, untrained: bool = False) -> B
     if model_type.isidentifier() and importlib.util.find_spec(own) is not None:
         importlib.import_module(own)
     try:
-        options = {"untrained": True} if untrained else {}
+        options: dict[str, Any] = {"untrained": True} if untrained else {}
+        if THINKER in config:
+            # Given this configuration, transformers leaves the weights of the other parts alone.
+            options["config"] = inner_config(AutoConfig.from_pretrained(folder))
+            model_type = options["config"].model_type
         model = _auto_class(model_type).from_pretrained(folder, dtype=dtype, **options)
         # Mistral's own package, where it is installed, would come first, without tokenizer.json.
         tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False)
@@ -89,6 +97,11 @@ def load_base(folder: Path, dtype: torch.dtype, *, untrained: bool = False) -> B
         raise CheckpointError(f"Cannot open the model in {folder}: {error}") from error
     model.train(False)
     return BaseModel(model.requires_grad_(False), tokenizer)
+
+
+def inner_config(config: Any) -> Any:
+    """Of a model that speaks as well, the configuration of the part that reads and writes."""
+    return getattr(config, THINKER, config)
 
 
 def _auto_class(model_type: str) -> Any:

@@ -135,11 +135,13 @@ class SafetyTokenModel(nn.Module):
             **inputs: What the language model's forward takes: input_ids (B, T), attention_mask
                 (B, T), pixel_values and so on.
         """
+        if inputs.get("attention_mask") is None:
+            # Some models find the places of pictures with a mask alone.
+            ids = inputs.get("input_ids")
+            like = inputs["inputs_embeds"][..., 0] if ids is None else ids
+            inputs["attention_mask"] = torch.ones_like(like, dtype=torch.int64)
         output = self.model(**inputs, output_hidden_states=True, use_cache=False)
-        visible = inputs.get("attention_mask")
-        if visible is None:
-            visible = torch.ones_like(output.hidden_states[-1][..., 0])
-        readouts = self.read(output.hidden_states, visible)
+        readouts = self.read(output.hidden_states, inputs["attention_mask"])
         return self.judge(readouts, stage, modality_of(inputs))
 
     @torch.no_grad()

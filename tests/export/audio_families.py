@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from transformers import (
     AutoFeatureExtractor,
+    AutoImageProcessor,
     AutoTokenizer,
     LlamaConfig,
     MistralConfig,
@@ -23,15 +23,22 @@ from transformers import (
     VoxtralConfig,
     VoxtralForConditionalGeneration,
     VoxtralProcessor,
-    WhisperFeatureExtractor,
 )
 
 from tests.conftest import VOCABULARY, write_checkpoint
+from tests.export.extractors import RATE, WINDOW, write_extractor
 from tests.export.families import EXIT_LAYER, SIZES
+from tests.export.vision_families import (
+    OMNI_ENCODER,
+    OMNI_SPECIAL,
+    OMNI_TEMPLATE,
+    VISION_FAMILIES,
+    mrope,
+    omni_processor,
+    qwen2_5_omni,
+    write_vision_family,
+)
 
-RATE = 16_000
-# Seconds of a window; Whisper's own 30 would make the tests slow.
-WINDOW = 2
 QWEN_ENCODER = {
     "model_type": "qwen2_audio_encoder", "d_model": 32, "encoder_ffn_dim": 48, "encoder_layers": 2,
     "encoder_attention_heads": 2, "num_mel_bins": 128, "max_source_positions": 50 * WINDOW,
@@ -139,7 +146,23 @@ def voxtral_inputs(folder: Path, text: str, sounds: Sequence[np.ndarray]) -> dic
     return {"input_ids": ids["input_ids"], **heard}
 
 
+def omni_inputs(
+    folder: Path, text: str, sounds: Sequence[np.ndarray], pictures: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """Its pictures are taken as well."""
+    processor = omni_processor(
+        AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        AutoTokenizer.from_pretrained(folder),
+        AutoFeatureExtractor.from_pretrained(folder),
+    )
+    media = {"audio": list(sounds)} if len(sounds) else {}
+    if pictures:
+        media["images"] = list(pictures)
+    return dict(processor(text=[text], return_tensors="pt", **media))
+
+
 AUDIO_FAMILIES: dict[str, Tiny] = {
+    "qwen2_5_omni": Tiny(qwen2_5_omni, OMNI_SPECIAL, OMNI_TEMPLATE, omni_inputs),
     "qwen2_audio": Tiny(qwen2_audio, QWEN_SPECIAL, qwen2_audio_template(), qwen2_audio_inputs),
     "voxtral": Tiny(voxtral, VOXTRAL_SPECIAL, VOXTRAL_TEMPLATE, voxtral_inputs, part="input_audio"),
 }
@@ -152,6 +175,15 @@ MISTRAL = MistralConfig(
 )
 WHOLE = {"max_source_positions": 1500, "activation_function": "relu"}
 OTHERWISE: dict[str, dict[str, Any]] = {
+    "qwen2_5_omni": {
+        "audio_config": OMNI_ENCODER
+        | {"n_window": 70, "activation_function": "relu"}
+        | {"max_source_positions": 70},
+        "text_config": sizes(OMNI_SPECIAL)
+        | mrope(4, 2, 2)
+        | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3},
+        "tie_word_embeddings": True,
+    },
     "qwen2_audio": {"audio_config": QWEN_ENCODER | WHOLE, "text_config": LLAMA},
     "voxtral": {
         "audio_config": VOXTRAL_ENCODER | WHOLE,
@@ -165,6 +197,10 @@ def write_audio_family(
     folder: Path, family: str, extractor: dict[str, Any] | None = None, **changes: Any
 ) -> Path:
     """Writes the tiny checkpoint of a family; what it hears differs from time to time."""
+    if family in VISION_FAMILIES:
+        write_vision_family(folder, family, **changes)
+        write_extractor(folder, **extractor or {})
+        return folder
     tiny = AUDIO_FAMILIES[family]
 
     def make() -> PreTrainedModel:
@@ -183,8 +219,8 @@ def write_audio_family(
     return folder
 
 
-def write_extractor(folder: Path, **changes: Any) -> None:
-    """The file of a feature extractor with 128 bins and short windows."""
-    WhisperFeatureExtractor(feature_size=128, chunk_length=WINDOW).save_pretrained(folder)
-    path = folder / "preprocessor_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def write_processors(folder: Path, family: str, **changes: Any) -> None:
+    """The files of a family's processors, the feature extractor's with changes."""
+    if family in VISION_FAMILIES:
+        VISION_FAMILIES[family].image_processor().save_pretrained(folder)
+    write_extractor(folder, **changes)

@@ -26,6 +26,7 @@ from edge_safe.runtime.prefill import CHUNK
 from edge_safe.runtime.prompt import Message
 from edge_safe.runtime.tokens import Untrusted
 from tests.conftest import END_ID, SAFE_ID, UNSAFE_ID
+from tests.export.audio_families import AUDIO_FAMILIES
 from tests.export.conftest import FamilyFiles
 from tests.export.test_image_processors import noise
 from tests.export.vision_families import (
@@ -62,6 +63,8 @@ QUICK = ("idefics3", "llava", "smolvlm")
 # Its prompts are one turn: all of their positions see each other.
 ONE_TURN = "paligemma"
 OTHERS = [name for name in VISION_FAMILIES if name not in QUICK]
+# A first look at those that hear as well is taken with their sounds.
+SEEING = [name for name in OTHERS if name not in AUDIO_FAMILIES]
 
 
 @pytest.fixture(
@@ -203,7 +206,7 @@ def test_verdict_and_answer_are_torch_s(
     assert (reply.usage.prompt_tokens, reply.usage.image_tokens) == (len(ids), ids.count(image_id))
 
 
-@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("family", SEEING)
 def test_first_look_at_a_family(family: str, tmp_path: Path) -> None:
     checkpoint = write_vision_family(tmp_path / "checkpoint", family)
     assert export_bundle(checkpoint, tmp_path / "bundle", precision="fp32").parity.passed
@@ -339,7 +342,9 @@ def test_a_turn_that_nobody_heard_leaves_no_place_behind(family: str, files: Fam
     assert again.text == fresh.send(SECOND, max_tokens=TOKENS).text
 
 
-def test_sound_is_refused(model: SafeModel) -> None:
+def test_sound_is_refused(family: str, model: SafeModel) -> None:
+    if family in AUDIO_FAMILIES:
+        pytest.skip("it hears")
     with pytest.raises(MediaError, match="no tower for sound"):
         model.assess(QUESTION, audio=(np.zeros(16000, np.float32), 16000))
 
@@ -612,6 +617,21 @@ REFUSED: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
         "qwen2_5_vl",
         lambda c: c["vision_config"].update(out_hidden_size=32),
         "width 32.*has 64",
+    ),
+    "language model of an omni": (
+        "qwen2_5_omni",
+        lambda c: c["text_config"].update(model_type="qwen2"),
+        "'qwen2'.*qwen2_5_omni_text",
+    ),
+    "tower of an omni": (
+        "qwen2_5_omni",
+        lambda c: c["vision_config"].update(model_type="qwen2_5_vl_vision"),
+        "'qwen2_5_vl_vision'.*qwen2_5_omni_vision_encoder",
+    ),
+    "start of pictures": (
+        "qwen2_5_omni",
+        lambda c: c.pop("vision_start_token_id"),
+        "no vision_start_token_id",
     ),
     "activation of a gated tower": (
         "qwen2_5_vl",

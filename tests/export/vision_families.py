@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPVisionConfig,
     Gemma3Config,
@@ -36,6 +37,9 @@ from transformers import (
     ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5OmniProcessor,
+    Qwen2_5OmniThinkerConfig,
+    Qwen2_5OmniThinkerForConditionalGeneration,
     Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
@@ -46,6 +50,7 @@ from transformers import (
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
+    WhisperFeatureExtractor,
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -59,6 +64,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from tests.conftest import VOCABULARY, write_checkpoint
+from tests.export.extractors import write_extractor
 from tests.export.families import EXIT_LAYER, FULL, SIZES, SLIDING, WINDOW
 
 IMAGE = "<image>"
@@ -142,6 +148,7 @@ class Tiny:
 
     ``first`` is what its tokenizer puts in front of a text; ``named`` are special tokens by the
     names the processor has for them. ``cases`` are the inputs that its tower is compared on.
+    ``finish`` writes what else its checkpoints have.
     """
 
     make: Callable[..., PreTrainedModel]
@@ -152,6 +159,7 @@ class Tiny:
     first: str | None = None
     named: tuple[tuple[str, str], ...] = ()
     cases: frozenset[str] = frozenset({"1 tiles", "3 tiles"})
+    finish: Callable[[Path], None] | None = None
 
 
 def sizes(special: tuple[str, ...]) -> dict[str, Any]:
@@ -345,6 +353,78 @@ def qwen3_vl(**changes: Any) -> PreTrainedModel:
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig(**QWEN_IDS | own | changes))
 
 
+OMNI_SPECIAL = (
+    "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>",
+    "<|IMAGE|>", "<|vision_bos|>", "<|vision_eos|>", "<|VIDEO|>",
+)  # fmt: skip
+OMNI_NAMED = (
+    ("audio_token", "<|AUDIO|>"),
+    ("audio_bos_token", "<|audio_bos|>"),
+    ("audio_eos_token", "<|audio_eos|>"),
+    ("image_token", "<|IMAGE|>"),
+    ("vision_bos_token", "<|vision_bos|>"),
+    ("vision_eos_token", "<|vision_eos|>"),
+    ("video_token", "<|VIDEO|>"),
+)
+OMNI_IDS = {
+    "audio_token_index": VOCABULARY,
+    "audio_start_token_id": VOCABULARY + 1,
+    "audio_end_token_id": VOCABULARY + 2,
+    "image_token_index": VOCABULARY + 3,
+    "vision_start_token_id": VOCABULARY + 4,
+    "vision_end_token_id": VOCABULARY + 5,
+    "video_token_index": VOCABULARY + 6,
+}
+# Chunks of 0.4 s.
+OMNI_ENCODER = {
+    "d_model": 32, "encoder_ffn_dim": 48, "encoder_layers": 2, "encoder_attention_heads": 2,
+    "n_window": 20, "max_source_positions": 30, "output_dim": 64,
+}  # fmt: skip
+
+# As Qwen2.5-Omni's: a sound between markers of its own.
+OMNI_TEMPLATE = (
+    QWEN_TEMPLATE.replace("<|vision_start|>", "<|vision_bos|>")
+    .replace(QWEN_IMAGE, "<|IMAGE|>")
+    .replace("<|vision_end|>", "<|vision_eos|>")
+    .replace(
+        "{% elif 'text' in part %}",
+        "{% elif part['type'] == 'audio' or 'audio' in part or 'audio_url' in part %}"
+        "{{ '<|audio_bos|><|AUDIO|><|audio_eos|>' }}"
+        "{% elif 'text' in part %}",
+    )
+)
+
+
+def qwen2_5_omni(**changes: Any) -> PreTrainedModel:
+    """The part that answers; untied; windows as ``qwen2_5_vl``; its answers name no media."""
+    own: dict[str, Any] = {
+        "vision_config": PATCHES
+        | {"hidden_size": 32, "intermediate_size": 40, "out_hidden_size": 64}
+        | {"window_size": 28, "fullatt_block_indexes": [1]},
+        "audio_config": OMNI_ENCODER,
+        "text_config": sizes(OMNI_SPECIAL) | mrope(2, 3, 3),
+    }
+    config = Qwen2_5OmniThinkerConfig(**OMNI_IDS | own | changes)
+    model = Qwen2_5OmniThinkerForConditionalGeneration(config)
+    if not config.tie_word_embeddings:
+        # A placeholder in an answer would be one medium too many in the next turn.
+        model.lm_head.weight.data[VOCABULARY:] = 0.0
+    return model
+
+
+def with_voice(folder: Path) -> None:
+    """Makes of the part that answers the whole model, as it is published."""
+    write_extractor(folder)
+    weights = load_file(folder / "model.safetensors")
+    whole = {f"thinker.{name}": tensor for name, tensor in weights.items()}
+    for part in ("talker.model.norm", "token2wav.code2wav_dit_model.norm"):
+        whole[f"{part}.weight"] = torch.full((64,), torch.nan)
+    save_file(whole, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "config.json"
+    config = {"model_type": "qwen2_5_omni", "thinker_config": json.loads(path.read_text())}
+    path.write_text(json.dumps(config))
+
+
 class QwenPictures(Qwen2VLProcessor):
     """Qwen2-VL's processor without its part for videos, which needs a package more."""
 
@@ -394,6 +474,20 @@ class InternVLPictures(PicturesOnly, InternVLProcessor):
 def internvl_processor(images: Any, tokenizer: Any) -> Any:
     return InternVLPictures(
         images, tokenizer, image_seq_length=4, chat_template=tokenizer.chat_template
+    )
+
+
+class OmniWithoutVideos(PicturesOnly, Qwen2_5OmniProcessor):
+    pass
+
+
+def omni_processor(images: Any, tokenizer: Any, extractor: Any = None) -> Any:
+    return OmniWithoutVideos(
+        images,
+        None,
+        extractor or WhisperFeatureExtractor(feature_size=128),
+        tokenizer,
+        tokenizer.chat_template,
     )
 
 
@@ -513,6 +607,16 @@ VISION_FAMILIES: dict[str, Tiny] = {
         paligemma_processor,
         first="<|endoftext|>",
         named=(("image_token", IMAGE),),
+    ),
+    "qwen2_5_omni": Tiny(
+        qwen2_5_omni,
+        OMNI_SPECIAL,
+        OMNI_TEMPLATE,
+        lambda: Qwen2VLImageProcessorPil(**CELLS_OF_14),
+        omni_processor,
+        named=OMNI_NAMED,
+        cases=PATCH_CASES,
+        finish=with_voice,
     ),
     "qwen2_5_vl": Tiny(
         qwen2_5_vl,
@@ -638,7 +742,7 @@ OTHERWISE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-TOWER_PARTS = ("vision", "visual", "projector", "connector")
+TOWER_PARTS = ("vision", "visual", "projector", "connector", "audio_tower")
 
 
 def write_vision_family(
@@ -670,6 +774,8 @@ def write_vision_family(
         path.write_text(json.dumps(json.loads(path.read_text()) | named))
     if tiny.first is not None:
         add_first_token(folder, tiny.first)
+    if tiny.finish is not None:
+        tiny.finish(folder)
     return folder
 
 

@@ -22,6 +22,10 @@ WHOLE = Windows(
     kind="whole", feature_size=128, n_fft=400, hop_length=160, chunk_length=30,
     states_per_token=4, max_seconds=600,
 )  # fmt: skip
+CHUNKS = Windows(
+    kind="chunks", feature_size=128, n_fft=400, hop_length=160, chunk_length=300,
+    states_per_token=2, max_seconds=300, chunk_frames=200,
+)  # fmt: skip
 
 
 def speech(seconds: float, rate: int = 16_000) -> np.ndarray:
@@ -85,6 +89,29 @@ def test_whole_windows_are_voxtral_s(seconds: float) -> None:
     assert token_count(len(samples), WHOLE) == 375 * len(expected)
 
 
+@pytest.mark.parametrize("seconds", [0.03, 0.9, 2.0, 2.01, 5.125, 30.0, 299.9])
+def test_chunks_are_the_frames_of_the_sound_alone(seconds: float) -> None:
+    transformers = pytest.importorskip("transformers")
+    samples = speech(seconds)
+    # Qwen2.5-Omni's, which pads to five minutes.
+    extractor = transformers.WhisperFeatureExtractor(feature_size=128, chunk_length=300)
+    expected = extractor(
+        samples, sampling_rate=16_000, return_tensors="np", return_attention_mask=True
+    )
+    frames = int(expected["attention_mask"].sum())
+    windows = list(cut(samples, CHUNKS))
+    parts = [window.feeds["input_features"] for window in windows]
+    heard = sum(part.shape[-1] for part in parts)
+    # What is left behind the last whole chunk may be less than a token.
+    assert 0 <= frames - heard <= 2
+    assert [part.shape[-1] for part in parts[:-1]] == [200] * (len(parts) - 1)
+    np.testing.assert_allclose(
+        np.concatenate(parts, axis=-1), expected["input_features"][:, :, :heard], atol=TOLERANCE
+    )
+    assert sum(window.tokens for window in windows) == ((frames - 1) // 2 + 1 - 2) // 2 + 1
+    assert token_count(len(samples), CHUNKS) == sum(window.tokens for window in windows)
+
+
 @pytest.mark.parametrize("samples", [1, 160, 320])
 def test_a_sound_without_a_token_is_refused(samples: int) -> None:
     with pytest.raises(MediaError, match="too short"):
@@ -102,10 +129,13 @@ def test_a_longer_sound_is_refused_rather_than_cut() -> None:
     [
         ({"max_seconds": 31}, "one window of 30 s"),
         ({"hop_length": 161}, "frames, no multiple"),
+        ({"kind": "chunks"}, "'chunks' with chunk_frames None"),
+        ({"chunk_frames": 200}, "'sound' with chunk_frames 200"),
+        ({"kind": "chunks", "chunk_frames": 202}, "202 frames, no multiple of 4"),
         ({"n_fft": 4096, "chunk_length": 1, "max_seconds": 1, "hop_length": 40}, None),
     ],
 )
-def test_parameters_that_do_not_fit_are_named(changes: dict[str, int], message: str | None) -> None:
+def test_parameters_that_do_not_fit_are_named(changes: dict[str, Any], message: str | None) -> None:
     import msgspec
 
     found = problem(msgspec.structs.replace(SOUND, **changes))

@@ -25,7 +25,8 @@ has to give
 An audio-language family is an ``AudioFamily`` (``audio_language``) and ``open_checkpoint``: its
 ``describe`` gives the ``Windows`` of ``runtime.audio_windows``, its ``tower`` the graph
 ``audio_encoder`` (``towers.audio_encoder``, two functions likewise), and its row of tests stands in
-``tests/export/audio_families.py``.
+``tests/export/audio_families.py``. One that sees as well is a ``VisionFamily`` whose ``audio`` is
+an ``AudioFamily``, with a row in both files of tests.
 
 ``runtime.families.placeholders`` serves the bundle; no file there, unless a family needs more than
 features at the template's places. ``tests/export/vision_families.py`` takes one row for its tiny

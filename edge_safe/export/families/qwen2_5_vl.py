@@ -29,9 +29,19 @@ def open_checkpoint(folder: Path) -> Opened:
     return open_vision(folder, FAMILY)
 
 
-def _describe(config: Any, folder: Path) -> Pictures:
+def windowed_pictures(config: Any, folder: Path, kind: str = "qwen2_5_vl_vision") -> Pictures:
+    """Describes pictures for a tower of this family.
+
+    Args:
+        config: The configuration, with ``vision_config`` and ``text_config``.
+        folder: The checkpoint.
+        kind: Model type of the tower.
+
+    Raises:
+        ExportError: It has something that the graphs do not.
+    """
     vision = config.vision_config
-    check_patches(vision, "qwen2_5_vl_vision", vision.hidden_size, config.text_config.hidden_size)
+    check_patches(vision, kind, vision.hidden_size, config.text_config.hidden_size)
     if vision.hidden_act != "silu":
         raise ExportError(
             f"Activation {vision.hidden_act!r} has no counterpart in this tower's graph; it can: "
@@ -84,8 +94,11 @@ def _gated(layers: Layers, x: str, mlp: Any, name: str) -> str:
     return layers.linear(up, mlp.down_proj, f"{name}.down")
 
 
-def _tower(model: Any, pictures: Pictures) -> Tower:
+def windowed_tower(model: Any, pictures: Pictures) -> Tower:
+    """The graph ``vision_encoder`` of a tower with windows."""
     return patch_tower(model, _emit)
 
 
-FAMILY = VisionFamily(_describe, "model.language_model.", _tower, text=TextFamily(mrope_spec))
+FAMILY = VisionFamily(
+    windowed_pictures, "model.language_model.", windowed_tower, text=TextFamily(mrope_spec)
+)

@@ -14,7 +14,8 @@ from edge_safe.export.audio_language import AudioFamily, open_audio, whisper_win
 from edge_safe.export.families.base import Opened, Tower
 from edge_safe.export.towers.audio_encoder import audio_tower
 from edge_safe.export.towers.modules import Layers
-from edge_safe.runtime.audio_windows import Windows
+from edge_safe.export.towers.whisper import pooled
+from edge_safe.runtime.audio_windows import STRIDE, Windows
 
 ENCODER = "qwen2_audio_encoder"
 POOLED = 2
@@ -35,18 +36,15 @@ def _describe(config: Any, folder: Path) -> Windows:
 
 def _project(model: Any, layers: Layers, x: str) -> str:
     """Means of two states, normalized, into the width of the language model."""
-    g, tower = layers.g, model.model.audio_tower
-    x = layers.turn(x, "pool")
-    x = g.op("AveragePool", [x], scope="pool", kernel_shape=[POOLED], strides=[POOLED])
-    x = layers.turn(x, "pooled")
-    x = layers.layer_norm(x, tower.layer_norm, "layer_norm")
+    x = pooled(layers, x, POOLED)
+    x = layers.layer_norm(x, model.model.audio_tower.layer_norm, "layer_norm")
     return layers.linear(x, model.model.multi_modal_projector.linear, "projector")
 
 
-def _features(model: Any, input_features: Tensor, steps: int) -> Tensor:
+def _features(model: Any, input_features: Tensor, frames: int) -> Tensor:
     """As the model's forward, which hides the states of silence behind the sound."""
-    tower = model.model.audio_tower
-    count = input_features.shape[-1] // 2
+    tower, steps = model.model.audio_tower, -(-frames // STRIDE)
+    count = input_features.shape[-1] // STRIDE
     mask = create_bidirectional_mask(
         config=tower.config,
         inputs_embeds=torch.zeros(1, count, 1),
@@ -59,7 +57,9 @@ def _features(model: Any, input_features: Tensor, steps: int) -> Tensor:
 
 def _tower(model: Any, windows: Windows) -> Tower:
     width = model.config.text_config.hidden_size
-    return audio_tower(model, windows, width, _project, _features)
+    return audio_tower(
+        model, windows, width, _project, _features, model.model.audio_tower.embed_positions.weight
+    )
 
 
 FAMILY = AudioFamily(_describe, _tower)

@@ -66,14 +66,16 @@ def _project(model: Any, layers: Layers, x: str) -> str:
     return layers.linear(x, projector.linear_2, "projector.down")
 
 
-def _features(model: Any, input_features: Tensor, steps: int) -> Tensor:
+def _features(model: Any, input_features: Tensor, frames: int) -> Tensor:
     features: Tensor = model.get_audio_features(input_features, return_dict=True).pooler_output
     return features[None]
 
 
 def _tower(model: Any, windows: Windows) -> Tower:
     width = model.config.text_config.hidden_size
-    return audio_tower(model, windows, width, _project, _features)
+    return audio_tower(
+        model, windows, width, _project, _features, model.model.audio_tower.embed_positions.weight
+    )
 
 
 FAMILY = AudioFamily(_describe, _tower, start="<s>", before="[BEGIN_AUDIO]")

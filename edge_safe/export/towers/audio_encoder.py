@@ -27,12 +27,17 @@ Features = Callable[[Any, Tensor, int], Tensor]
 
 
 def audio_tower(
-    model: Any, windows: Windows, width: int, project: Project, features: Features
+    model: Any,
+    windows: Windows,
+    width: int,
+    project: Project,
+    features: Features,
+    positions: Tensor,
 ) -> GraphTower:
     """The graph input_features (1, bins, frames) -> audio_features (1, tokens, width).
 
-    For windows of the kind ``sound`` frames vary, and a second input ``steps`` (1,) int64 says how
-    many states the sound has.
+    Frames vary but for windows of the kind ``whole``; for those of the kind ``sound`` a second
+    input ``steps`` (1,) int64 says how many states the sound has.
 
     Args:
         model: The torch model.
@@ -40,19 +45,20 @@ def audio_tower(
         width: Width of the language model.
         project: Emits what stands behind the encoder's layers, given the model, the graph and the
             name of the states (1, T, c); returns the output's name.
-        features: What torch makes of one whole window (1, bins, frames) whose sound has a given
-            number of states, (1, tokens, width).
+        features: What torch makes of the features (1, bins, frames) of a sound that is so many
+            frames long, (1, tokens, width).
+        positions: Embeddings (states, c) of the encoder's positions.
     """
     whole = windows.kind == "whole"
 
     def build(emission: Emission, store: WeightStore) -> tuple[GraphBuilder, list[Matrix]]:
         g = GraphBuilder(AUDIO_ENCODER)
         x = g.input(SOURCE, FLOAT, [1, windows.feature_size, windows.frames if whole else "frames"])
-        steps = None if whole else g.input(STEPS, INT64, [1])
+        steps = g.input(STEPS, INT64, [1]) if windows.kind == "sound" else None
         tokens = windows.frames // STRIDE // windows.states_per_token
         g.output(RESULT, FLOAT, [1, tokens if whole else "tokens", width])
         layers = Layers(g, store, emission.precision.towers)
-        states = whisper_states(layers, x, model.model.audio_tower, steps)
+        states = whisper_states(layers, x, model.model.audio_tower, positions, steps)
         g.op("Identity", [project(model, layers, states)], scope="features", outputs=[RESULT])
         return g, layers.matrices
 
@@ -61,12 +67,14 @@ def audio_tower(
         for label, frames in _lengths(windows):
             count = min(frames * windows.hop_length, windows.chunk_length * SAMPLE_RATE)
             samples = random.normal(0, 0.1, count).astype(np.float32)
-            (window,) = cut(samples, windows)
-            steps = windows.frames // STRIDE if whole else -(-frames // STRIDE)
             with torch.no_grad():
                 mel = torch.from_numpy(mel_features(samples, windows))
-                expected = features(model, mel, steps)
-            yield TowerCase(label, window.feeds, {RESULT: float_array(expected)})
+                expected = float_array(features(model, mel, frames))
+            first = 0
+            for window in cut(samples, windows):
+                part = expected[:, first : first + window.tokens]
+                first += window.tokens
+                yield TowerCase(label, window.feeds, {RESULT: part})
 
     return GraphTower(AUDIO_ENCODER, build, cases)
 
@@ -76,6 +84,14 @@ def _lengths(windows: Windows) -> list[tuple[str, int]]:
     if windows.kind == "whole":
         return [("half a window", windows.frames // 2), ("a window", windows.frames)]
     token = STRIDE * windows.states_per_token
+    if windows.chunk_frames is not None:
+        length = windows.chunk_frames
+        return [
+            ("one token", token),
+            ("half a window", length // 2 // token * token + 1),
+            ("a window", length),
+            ("two windows and some", 2 * length + token),
+        ]
     # An odd number of states: the last one is heard but makes no token.
     odd = windows.frames // 2 // token * token + STRIDE
     return [("one token", token), ("half a window", odd), ("a window", windows.frames)]

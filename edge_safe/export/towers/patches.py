@@ -260,9 +260,7 @@ def attend(
         name: Place in the model.
     """
     g, heads, width = layers.g, attention.num_heads, attention.num_heads * attention.head_dim
-    packed = layers.linear(_batch(g, x, name), attention.qkv, f"{name}.qkv")
-    parts = [f"{name}/{part}" for part in ("query", "key", "value")]
-    g.op("Split", [packed, g.constant([width] * 3)], scope=name, outputs=parts, axis=-1)
+    parts = _projected(layers, _batch(g, x, name), attention, width, name)
     for slot in (0, 1):
         scope = f"{name}.{('query', 'key')[slot]}_rotary"
         parts[slot] = rotate(g, parts[slot], turning, heads, scope)
@@ -277,6 +275,17 @@ def attend(
         mixed = _batch(g, mixed, f"{name}/out")
     out = layers.linear(mixed, attention.proj, f"{name}.out")
     return g.op("Squeeze", [out, g.constant([0])], scope=f"{name}/out")
+
+
+def _projected(layers: Layers, x: str, attention: Any, width: int, name: str) -> list[str]:
+    """Query, key and value (1, n, c), of one matrix or of three."""
+    if not hasattr(attention, "qkv"):
+        return [layers.linear(x, getattr(attention, part), f"{name}.{part}") for part in "qkv"]
+    packed = layers.linear(x, attention.qkv, f"{name}.qkv")
+    parts = [f"{name}/{part}" for part in ("query", "key", "value")]
+    shares = layers.g.constant([width] * 3)
+    layers.g.op("Split", [packed, shares], scope=name, outputs=parts, axis=-1)
+    return parts
 
 
 def _batch(g: GraphBuilder, x: str, name: str) -> str:

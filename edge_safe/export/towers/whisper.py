@@ -1,12 +1,14 @@
 """Whisper's encoder over one window of log-mel features, as long as the sound.
 
-The encoders inside Qwen 2 Audio and Voxtral have the same layers under the same names.
+The encoders inside Qwen 2 Audio, Voxtral and Qwen2.5-Omni have the same layers under the same
+names.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from edge_safe.export.graphs.builder import FLOAT, GraphBuilder
@@ -27,19 +29,22 @@ def whisper_graph(
     x = g.input("input_features", FLOAT, [1, config.num_mel_bins, "frames"])
     g.output("audio_states", FLOAT, [1, "steps", config.d_model])
     layers = Layers(g, store, form)
-    x = whisper_states(layers, x, encoder)
+    x = whisper_states(layers, x, encoder, encoder.embed_positions.weight)
     final = layers.layer_norm(x, encoder.layer_norm, "layer_norm")
     g.op("Identity", [final], scope="states", outputs=["audio_states"])
     return g, layers.matrices
 
 
-def whisper_states(layers: Layers, x: str, encoder: Any, steps: str | None = None) -> str:
+def whisper_states(
+    layers: Layers, x: str, encoder: Any, positions: Tensor, steps: str | None = None
+) -> str:
     """States (1, T, c) behind the layers, before the last normalization.
 
     Args:
         layers: The graph.
         x: (1, bins, frames).
         encoder: The torch module.
+        positions: (at least T, c) their embeddings.
         steps: (1,) int64, how many states are real and attend to each other; None for all.
     """
     g, config = layers.g, encoder.config
@@ -48,13 +53,20 @@ def whisper_states(layers: Layers, x: str, encoder: Any, steps: str | None = Non
     x = layers.turn(x, "positions")
     if steps is not None:
         x = g.op("Slice", [x, g.constant([0]), steps, g.constant([1])], scope="steps")
-    table = layers.stored("positions", encoder.embed_positions.weight)
+    table = layers.stored("positions", positions)
     count = g.op("Shape", [x], scope="positions", start=1, end=2)
     first = g.op("Slice", [table, g.constant([0]), count, g.constant([0])], scope="positions")
     x = layers.add(x, first, "positions")
     for index, layer in enumerate(encoder.layers):
         x = _layer(layers, x, layer, f"layers.{index}", config)
     return x
+
+
+def pooled(layers: Layers, x: str, count: int) -> str:
+    """(1, T, c) -> (1, T // count, c): means of neighbours."""
+    x = layers.turn(x, "pool")
+    x = layers.g.op("AveragePool", [x], scope="pool", kernel_shape=[count], strides=[count])
+    return layers.turn(x, "pooled")
 
 
 def _layer(layers: Layers, x: str, layer: Any, name: str, config: Any) -> str:
