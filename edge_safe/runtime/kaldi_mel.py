@@ -67,7 +67,8 @@ def kaldi_filters(
     sample_rate: int, bins: int, n_fft: int, lowest: float, highest: float
 ) -> NDArray[np.float64]:
     """Triangular filters (n_fft // 2 + 1, bins) of height 1."""
-    edges = np.linspace(*_to_mel(np.array([lowest, highest], np.float64)), bins + 2)
+    first, last = _to_mel(np.array([lowest, highest], np.float64)).tolist()
+    edges = np.linspace(first, last, bins + 2)
     grid = _to_mel(np.arange(n_fft // 2 + 1) * np.float64(sample_rate / n_fft))[:, None]
     rising = (grid - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - grid) / (edges[2:] - edges[1:-1])

@@ -59,6 +59,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from tests.conftest import VOCABULARY, write_checkpoint
+from tests.export import phi4_multimodal
 from tests.export.families import EXIT_LAYER, FULL, SIZES, SLIDING, WINDOW
 
 IMAGE = "<image>"
@@ -514,6 +515,14 @@ VISION_FAMILIES: dict[str, Tiny] = {
         first="<|endoftext|>",
         named=(("image_token", IMAGE),),
     ),
+    "phi4_multimodal": Tiny(
+        phi4_multimodal.phi4_multimodal,
+        phi4_multimodal.SPECIAL,
+        phi4_multimodal.TEMPLATE,
+        phi4_multimodal.Files,
+        lambda _, tokenizer: phi4_multimodal.Processor(tokenizer),
+        cases=frozenset({"1 tiles", "3 tiles", "a corner"}),
+    ),
     "qwen2_5_vl": Tiny(
         qwen2_5_vl,
         QWEN_SPECIAL,
@@ -638,7 +647,7 @@ OTHERWISE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-TOWER_PARTS = ("vision", "visual", "projector", "connector")
+TOWER_PARTS = ("vision", "visual", "projector", "connector", "embed_tokens_extend")
 
 
 def write_vision_family(
@@ -692,5 +701,7 @@ def hugging_face_processor(folder: Path, family: str) -> Any:
     from transformers import AutoImageProcessor, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    images = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    images = None
+    if family != "phi4_multimodal":
+        images = AutoImageProcessor.from_pretrained(folder, backend="pil")
     return VISION_FAMILIES[family].processor(images, tokenizer)
