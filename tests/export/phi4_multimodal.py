@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from edge_safe.models.safety_model import SafetyTokenModel
 from edge_safe.runtime.image_io import read_image
 from edge_safe.runtime.image_steps import FillCrops, Pixels, PixelValues, pixel_values
 from tests.conftest import VOCABULARY
@@ -72,7 +73,10 @@ def phi4_multimodal(**changes: Any) -> PreTrainedModel:
     own: dict[str, Any] = {
         "vision_config": VISION, "audio_config": ENCODER, "tie_word_embeddings": False,
     }  # fmt: skip
-    return Phi4MultimodalForCausalLM(Phi4MultimodalConfig(**TEXT | own | changes))
+    model = Phi4MultimodalForCausalLM(Phi4MultimodalConfig(**TEXT | own | changes))
+    # Against hundreds of features words would be too quiet for answers of more than one.
+    model.get_input_embeddings().weight.data *= 4
+    return model
 
 
 class Files:
@@ -106,32 +110,47 @@ def crops_of(image: Any, side: int = SIDE, patch: int = PATCH, most: int = 36) -
 
 
 class Processor:
-    """What transformers makes of a conversation, a picture or a sound of each turn by itself.
+    """What transformers makes of a conversation.
 
-    transformers' own needs torchvision for pictures; with it ``test_phi4_multimodal`` compares
-    ids. The counts of features are those of its formula, from the mask alone.
+    Its own processor needs torchvision; with that ``test_phi4_multimodal`` compares its ids. Here
+    features are counted by its formula, from the mask alone.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.extractor = Phi4MultimodalFeatureExtractor()
 
     def apply_chat_template(self, messages: Any, **_: Any) -> dict[str, Any]:
-        """``sound`` of a part are samples at 16 kHz."""
+        """Of a conversation with pictures alone."""
+        images = [p["image"] for m in messages for p in m["content"] if p["type"] == "image"]
+        return {"input_ids": self.ids(messages), **pictures(images)}
+
+    def ids(self, messages: Any) -> torch.Tensor:
+        """(1, T), placeholders for every feature; ``sound`` of a part are samples at 16 kHz."""
         text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        parts = [part for message in messages for part in message["content"]]
-        images = [part["image"] for part in parts if part["type"] == "image"]
-        sounds = [part["sound"] for part in parts if part["type"] == "audio"]
-        inputs = pictures(images) | heard(sounds, self.extractor)
-        for mask in inputs.pop("masks", []):
-            text = text.replace(IMAGE, "\0" * count(mask), 1)
-        for size in inputs.get("audio_embed_sizes", []):
-            text = text.replace(AUDIO, "\1" * int(size), 1)
-        text = text.replace("\0", IMAGE).replace("\1", AUDIO)
-        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        return {"input_ids": ids, **inputs}
+        written = ""
+        for part in [part for message in messages for part in message["content"]]:
+            if part["type"] == "text":
+                continue
+            mark = {"image": IMAGE, "audio": AUDIO}[part["type"]]
+            if part["type"] == "image":
+                features = count(whole_mask(crops_of(part["image"])))
+            else:
+                features = int(heard(part["sound"])["audio_embed_sizes"][0])
+            before, _, text = text.partition(mark)
+            written += before + mark * features
+        found: torch.Tensor = self.tokenizer(
+            written + text, add_special_tokens=False, return_tensors="pt"
+        )["input_ids"]
+        return found
+
+
+def whole_mask(picture: PixelValues) -> np.ndarray:
+    """(rows, columns) of the patches of all crops."""
+    assert picture.mask is not None
+    shape = (picture.rows, picture.columns, *picture.mask.shape[1:])
+    return np.block([list(row) for row in picture.mask[1:].reshape(shape)])
 
 
 def count(mask: np.ndarray) -> int:
@@ -148,32 +167,29 @@ def pictures(images: Sequence[Image.Image]) -> dict[str, Any]:
     most = max(len(picture.values) for picture in found)
     values = np.zeros((len(found), most, 3, SIDE, SIDE), np.float32)
     masks = np.ones((len(found), most, SIDE // PATCH, SIDE // PATCH), np.float32)
-    whole = []
     for number, picture in enumerate(found):
-        assert picture.mask is not None
         values[number, : len(picture.values)] = picture.values
         masks[number, : len(picture.values)] = picture.mask
-        rows = [
-            picture.mask[1 + r * picture.columns :][: picture.columns] for r in range(picture.rows)
-        ]
-        whole.append(np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))
     sizes = [[picture.rows * SIDE, picture.columns * SIDE] for picture in found]
     return {
         "image_pixel_values": torch.from_numpy(values),
         "image_attention_mask": torch.from_numpy(masks),
         "image_sizes": torch.tensor(sizes),
-        "masks": whole,
     }
 
 
-def heard(sounds: Sequence[np.ndarray], extractor: Any) -> dict[str, Any]:
+def heard(sound: np.ndarray) -> dict[str, Any]:
     """One sound as transformers prepares it."""
-    if not sounds:
-        return {}
-    (sound,) = sounds
+    extractor = Phi4MultimodalFeatureExtractor()
     return dict(extractor([sound], sampling_rate=RATE, return_tensors="pt"))
 
 
-def see_both_ways(model: Any) -> None:
-    """Lets the tower's patches see later ones, which transformers' fused attention forgets."""
+def opened(folder: Path) -> SafetyTokenModel:
+    """The model in torch, its tower's patches seeing all others.
+
+    With transformers' fused attention those of a picture without white see the ones before alone.
+    """
+    torch_model = SafetyTokenModel.from_pretrained(folder)
+    model: Any = torch_model.model
     model.model.embed_tokens_extend.image_embed.img_processor.set_attn_implementation("eager")
+    return torch_model

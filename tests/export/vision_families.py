@@ -58,6 +58,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from edge_safe.models.safety_model import SafetyTokenModel
 from tests.conftest import VOCABULARY, write_checkpoint
 from tests.export import phi4_multimodal
 from tests.export.families import EXIT_LAYER, FULL, SIZES, SLIDING, WINDOW
@@ -694,6 +695,20 @@ def add_first_token(folder: Path, token: str) -> None:
     tokenizer.save(str(path))
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": token}))
+
+
+def torch_of(folder: Path, family: str) -> SafetyTokenModel:
+    """The checkpoint in torch, as its authors mean it to see."""
+    if family == "phi4_multimodal":
+        return phi4_multimodal.opened(folder)
+    return SafetyTokenModel.from_pretrained(folder)
+
+
+def image_id_of(torch_model: SafetyTokenModel) -> int:
+    """Id of what stands for one feature of a picture."""
+    config: Any = torch_model.model.config
+    inside = config.vision_config if config.model_type == "phi4_multimodal" else config
+    return int(inside.image_token_id)
 
 
 def hugging_face_processor(folder: Path, family: str) -> Any:
