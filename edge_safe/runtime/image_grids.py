@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,17 +120,17 @@ def squeezed(image: ByteImage, size: int) -> NDArray[np.float32]:
     Bicubic interpolation with a = -0.75 as torch has it. Sides are n times as long, so that a
     place is either a pixel's middle or half way between two.
     """
-    return _thinned(_thinned(image.astype(np.float32), size, 0), size, 1)
+    return _thinned(_thinned(image, size, 0), size, 1)
 
 
-def _thinned(image: NDArray[np.float32], size: int, axis: int) -> NDArray[np.float32]:
+def _thinned(image: NDArray[Any], size: int, axis: int) -> NDArray[np.float32]:
     """One axis of a picture brought to a length that divides it."""
     step = image.shape[axis] // size
     middle = np.arange(size) * step + (step - 1) // 2
-    mixed: NDArray[np.float32] = np.take(image, middle, axis)
+    mixed: NDArray[np.float32] = np.take(image, middle, axis).astype(np.float32)
     if step % 2:
         return mixed
-    mixed = np.zeros_like(mixed)
+    mixed[:] = 0
     for place, weight in ((-1, -0.09375), (0, 0.59375), (1, 0.59375), (2, -0.09375)):
         taken = np.take(image, np.clip(middle + place, 0, image.shape[axis] - 1), axis)
         mixed += np.float32(weight) * taken

@@ -12,14 +12,18 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from transformers import Phi4MultimodalFeatureExtractor
 
 from edge_safe import Decision, Reply, SafeModel
 from edge_safe.errors import BundleError, ExportError, MediaError, SchemaError
 from edge_safe.export import ExportReport, export_bundle
+from edge_safe.export.audio_language import read_extractor
 from edge_safe.export.families.base import find_family
 from edge_safe.export.families.phi3 import phi3_spec
+from edge_safe.export.image_processors import crops_and_whole
 from edge_safe.models.prompts import template_parts
 from edge_safe.models.safety_model import SafetyTokenModel
+from edge_safe.runtime.image_steps import FillCrops
 from tests.conftest import END_ID, SAFE_ID, UNSAFE_ID
 from tests.export.conftest import FamilyFiles
 from tests.export.phi4_multimodal import (
@@ -362,6 +366,22 @@ def refused(folder: Path, files: dict[str, Any], **config: Any) -> None:
     (folder / "config.json").write_text(json.dumps(document))
     Files(**files).save_pretrained(folder)
     find_family(folder)[1](folder)
+
+
+def test_parameters_may_stand_in_one_file_of_the_processor(tmp_path: Path) -> None:
+    config = phi4_multimodal().config
+    config.save_pretrained(tmp_path)
+    Files(dynamic_hd=7, preemphasis=0.5).save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    own = json.loads(path.read_text())
+    path.unlink()
+    whole = {"processor_class": "Phi4MultimodalProcessor"}
+    whole |= {"image_processor": own, "audio_processor": own}
+    (tmp_path / "processor_config.json").write_text(json.dumps(whole))
+    (step,) = crops_and_whole(tmp_path, config.vision_config).steps
+    assert step == FillCrops(64, 2, 7)
+    extractor = read_extractor(tmp_path, Phi4MultimodalFeatureExtractor, {"feature_size": 80})
+    assert extractor.preemphasis == 0.5
 
 
 # What differs in preprocessor_config.json and in config.json, and what is said of it.

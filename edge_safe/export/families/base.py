@@ -11,8 +11,8 @@ has to give
   ``resize_shortest_edge``, ``resize_longest_edge``, ``pad_to_square``, ``center_crop``,
   ``split_into_tiles``, ``split_into_grid``, ``fit_into_grid``, ``fill_crops``, ``smart_resize``);
   what stands in the prompt is a row of ``runtime.image_tokens`` (``plain``, ``tile_rows``,
-  ``enclosed``, ``any_resolution``, ``crop_lines``, ``grid``). A new row is a Struct with its tag and one case in the function
-  that matches it.
+  ``enclosed``, ``any_resolution``, ``crop_lines``, ``grid``). A new row is a Struct with its tag
+  and one case in the function that matches it.
 - ``language``: the prefix of the language model's weights;
 - ``tower(model, pictures)``: the graph ``vision_encoder``. For squares ``towers.squares`` makes it
   of two functions: ``emit(model, layers, x)``, the nodes of tower and projector
