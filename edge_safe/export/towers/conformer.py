@@ -235,9 +235,9 @@ def _activate(layers: Layers, x: str, kind: str, name: str) -> str:
 def _pointwise(conv: nn.Conv1d, shift: Tensor | None = None) -> nn.Linear:
     """A convolution over single states as a matrix; ``shift`` is added to what it gives."""
     linear = nn.Linear(conv.in_channels, conv.out_channels)
-    bias = conv.bias if shift is None else conv.bias + shift
+    bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
     linear.weight = nn.Parameter(conv.weight[..., 0], requires_grad=False)
-    linear.bias = nn.Parameter(bias, requires_grad=False)
+    linear.bias = nn.Parameter(bias if shift is None else bias + shift, requires_grad=False)
     return linear
 
 

@@ -109,13 +109,13 @@ def _positions(layers: Layers, mask: str, tower: Any, side: int) -> str:
     places = layers.stored("positions.places", _places(tower, side))
     places = g.op("Cast", [places], scope=name, to=INT64)
     ends = []
-    for axis in (1, 2):
-        # The first line tells how many patches count, as they are a rectangle.
-        first = g.op("Gather", [mask, g.constant(0)], scope=name, axis=3 - axis)
+    # As those that count are a rectangle, the first column tells the rows, the first row columns.
+    for line in (2, 1):
+        first = g.op("Gather", [mask, g.constant(0)], scope=name, axis=line)
         count = g.op("ReduceSum", [first, g.constant([1])], scope=name, keepdims=0)
         count = g.op("Cast", [count], scope=name, to=INT64)
         place = g.op("Gather", [places, count], scope=name, axis=0)
-        ends.append(g.op("Unsqueeze", [place, g.constant([3 - axis])], scope=name))
+        ends.append(g.op("Unsqueeze", [place, g.constant([line])], scope=name))
     rows = g.op("Mul", [ends[0], g.constant(side)], scope=name)
     ids = g.op("Add", [rows, ends[1]], scope=name)
     # What does not count takes the first place.
