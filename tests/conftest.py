@@ -18,7 +18,7 @@ SAFE_ID, UNSAFE_ID, END_ID = 3, 4, 2
 # Words of the tokenizer, the special ones among them.
 VOCABULARY = 420
 # In the names of modules that see or hear.
-TOWERS = ("vision", "visual", "audio")
+TOWERS = ("vision", "visual", "audio", "embed_tokens_extend")
 
 TEMPLATE = (
     "{% for message in messages %}"

@@ -6,7 +6,7 @@ and the feature extractor, before a weight is read, and how its encoder becomes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -14,7 +14,11 @@ from typing import Any, Literal, cast, get_args
 import msgspec
 import torch
 from jinja2 import TemplateError
-from transformers import AutoFeatureExtractor, PreTrainedTokenizerBase, WhisperFeatureExtractor
+from transformers import (
+    AutoFeatureExtractor,
+    PreTrainedTokenizerBase,
+    WhisperFeatureExtractor,
+)
 
 from edge_safe.errors import ExportError
 from edge_safe.export.decoder_config import of_language, read_config, tensors_of, text_family
@@ -101,9 +105,7 @@ def audio_processor(
         ExportError: The placeholder could come from a user's text, or the template has no place
             for it.
     """
-    placeholder = placeholder_of(tokenizer, token_id, media="sound")
-    read_template(folder, tokenizer)
-    part = _part_of(tokenizer, placeholder)
+    placeholder, part = sound_place(folder, tokenizer, token_id)
     return AudioProcessor(
         placeholder=placeholder,
         part=part,
@@ -133,28 +135,13 @@ def whisper_windows(
             than the feature extractor gives.
     """
     check_activation(config.activation_function)
-    try:
-        extractor = AutoFeatureExtractor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(
-            f"transformers refuses the feature extractor of {folder}: {error}"
-        ) from error
-    if type(extractor) is not WhisperFeatureExtractor:
-        raise ExportError(
-            f"The feature extractor is a {type(extractor).__name__}; possible: "
-            "WhisperFeatureExtractor."
-        )
-    for name, needed in (
-        ("sampling_rate", SAMPLE_RATE),
-        ("dither", 0.0),
-        ("padding_value", 0.0),
-        ("padding_side", "right"),
-    ):
-        if getattr(extractor, name) != needed:
-            raise ExportError(
-                f"The feature extractor's {name} is {getattr(extractor, name)}; the runtime has "
-                f"{needed}."
-            )
+    needed = {
+        "sampling_rate": SAMPLE_RATE,
+        "dither": 0.0,
+        "padding_value": 0.0,
+        "padding_side": "right",
+    }
+    extractor = read_extractor(folder, WhisperFeatureExtractor, needed)
     if chunk_frames is not None and not 2 <= chunk_frames <= 2 * config.max_source_positions:
         raise ExportError(
             f"The encoder hears {chunk_frames} frames at once (twice n_window) and has positions "
@@ -182,6 +169,49 @@ def whisper_windows(
     if wrong is not None:
         raise ExportError(f"The feature extractor and the encoder have {wrong}.")
     return windows
+
+
+def read_extractor(folder: Path, kind: type, needed: Mapping[str, object]) -> Any:
+    """Reads a checkpoint's feature extractor.
+
+    Args:
+        folder: The checkpoint.
+        kind: Its class.
+        needed: Values that the runtime, or the encoder, asks of it by name.
+
+    Raises:
+        ExportError: There is none, it is another one, or it has other values.
+    """
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(
+            f"transformers refuses the feature extractor of {folder}: {error}"
+        ) from error
+    if type(extractor) is not kind:
+        raise ExportError(
+            f"The feature extractor is a {type(extractor).__name__}; possible: {kind.__name__}."
+        )
+    for name, value in needed.items():
+        if getattr(extractor, name) != value:
+            raise ExportError(
+                f"The feature extractor's {name} is {getattr(extractor, name)}; it has to be "
+                f"{value}."
+            )
+    return extractor
+
+
+def sound_place(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, token_id: int
+) -> tuple[str, Part]:
+    """The placeholder of a sound, and the type of part for which the template writes it.
+
+    Raises:
+        ExportError: Text could produce it, or the template writes none.
+    """
+    placeholder = placeholder_of(tokenizer, token_id, media="sound")
+    read_template(folder, tokenizer)
+    return placeholder, _part_of(tokenizer, placeholder)
 
 
 def _part_of(tokenizer: PreTrainedTokenizerBase, placeholder: str) -> Part:

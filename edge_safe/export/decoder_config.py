@@ -8,7 +8,7 @@ loaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,13 @@ def head_dim(config: Any) -> int:
     return width or config.hidden_size // config.num_attention_heads
 
 
-def static_rope(config: Any, layer_type: str | None = None, *, partial: bool = False) -> Rope:
+def static_rope(
+    config: Any,
+    layer_type: str | None = None,
+    *,
+    partial: bool = False,
+    kinds: Collection[str] = STATIC_ROPE,
+) -> Rope:
     """The rotary embedding of a configuration.
 
     Frequencies are theta ** (-2 i / dim) (Su et al., RoFormer, arXiv 2104.09864), scaled where
@@ -221,6 +227,7 @@ def static_rope(config: Any, layer_type: str | None = None, *, partial: bool = F
         config: The configuration.
         layer_type: The kind of layer, where each kind has its own parameters.
         partial: Whether the family may rotate a first part of each head alone.
+        kinds: Scalings whose frequencies do not change within the context of the bundle.
 
     Raises:
         ExportError: The frequencies change with the length of the prompt, or the kernel cannot
@@ -230,10 +237,10 @@ def static_rope(config: Any, layer_type: str | None = None, *, partial: bool = F
     if layer_type is not None:
         parameters = parameters[layer_type]
     kind = parameters.get("rope_type")
-    if kind not in STATIC_ROPE:
+    if kind not in kinds:
         raise ExportError(
             f"Rotary scaling {kind!r} is not in the graphs, whose tables are the same for prompts "
-            f"of any length; they can: {', '.join(sorted(STATIC_ROPE))}."
+            f"of any length; they can: {', '.join(sorted(kinds))}."
         )
     share = float(parameters.get("partial_rotary_factor", 1.0))
     if share != 1 and not partial:

@@ -6,15 +6,18 @@ runtime has Pillow but no torchvision.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from transformers import AutoImageProcessor
+from transformers.image_processing_base import ImageProcessingMixin
 
 from edge_safe.errors import ExportError
 from edge_safe.runtime.image_steps import (
     CenterCrop,
+    FillCrops,
     FitIntoGrid,
     PadToSquare,
     Patches,
@@ -31,6 +34,25 @@ from edge_safe.runtime.image_steps import (
 
 # By Pillow's numbers.
 RESAMPLES: dict[int, Resample] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+# Phi4MultimodalImageProcessor's own defaults. It has no PIL backend, so that transformers opens it
+# with torchvision alone, which nothing else here needs.
+CROP_PROCESSORS = ("Phi4MultimodalImageProcessor", "Phi4MultimodalImageProcessorFast")
+CROP_DEFAULTS: dict[str, Any] = {
+    "size": {"height": 448, "width": 448},
+    "patch_size": 14,
+    "dynamic_hd": 36,
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+# Features of a crop that the processor counts with, whatever the tower gives.
+CROP_TOKENS = 256
+# Crops of a picture that a bundle's manifest may ask for.
+MOST_CROPS = 64
 
 
 def read_image_processor(folder: Path) -> Any:
@@ -176,6 +198,53 @@ def padded_square(processor: Any, side: int) -> Pixels:
     red, green, blue = (int(mean * 255) for mean in processor.image_mean)
     steps: list[Step] = [PadToSquare((red, green, blue)), Resize(side, side, _resample(processor))]
     return _pixels(processor, steps)
+
+
+def crops_and_whole(folder: Path, vision: Any) -> Pixels:
+    """Steps of Phi-4-multimodal's processor, read from its file alone: the whole picture, crops.
+
+    Args:
+        folder: The checkpoint.
+        vision: Configuration of the tower.
+
+    Raises:
+        ExportError: There is none, it does something else, or its crops are not the tower's.
+    """
+    try:
+        own, _ = ImageProcessingMixin.get_image_processor_dict(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(
+            f"{folder} has no image processor (preprocessor_config.json): {error}"
+        ) from error
+    kind = own.get("image_processor_type")
+    if kind not in CROP_PROCESSORS:
+        raise ExportError(
+            f"The image processor is a {kind!r}; possible: {', '.join(CROP_PROCESSORS)}."
+        )
+    # An object of that name, as errors tell it.
+    processor: Any = type(str(kind), (), CROP_DEFAULTS | own)()
+    sides = {"height": vision.crop_size, "width": vision.crop_size}
+    given = (_lengths(processor.size), processor.patch_size)
+    if given != (sides, vision.patch_size) or vision.crop_size != vision.image_size:
+        raise ExportError(
+            f"The image processor makes crops of {given[0]} in patches of {given[1]}; the vision "
+            f"tower has image_size {vision.image_size}, crop_size {vision.crop_size} and "
+            f"patch_size {vision.patch_size}."
+        )
+    # Means of 2 x 2 patches.
+    side = math.ceil(vision.crop_size // vision.patch_size / 2)
+    if vision.crop_size % vision.patch_size or side**2 != CROP_TOKENS:
+        raise ExportError(
+            f"A crop of {vision.crop_size} in patches of {vision.patch_size} gives {side} x {side} "
+            f"features; transformers' processor counts {CROP_TOKENS} of them."
+        )
+    if _resample(processor) != "bicubic":
+        raise _unknown(processor, "resample", processor.resample)
+    if not 1 <= processor.dynamic_hd <= MOST_CROPS:
+        raise _unknown(processor, "dynamic_hd", processor.dynamic_hd)
+    return _pixels(
+        processor, [FillCrops(vision.crop_size, vision.patch_size, processor.dynamic_hd)]
+    )
 
 
 def _check_square(processor: Any, side: int) -> None:

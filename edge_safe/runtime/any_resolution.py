@@ -49,17 +49,28 @@ def pack(pixels: PixelValues, features: FloatArray, most: int) -> FloatArray:
     line_break, whole = features[:1, -1], features[0, :-1]
     if not pixels.rows:
         return np.concatenate([whole, line_break])
-    side, width = math.isqrt(len(whole)), features.shape[2]
-    grid = features[1:, :-1].reshape(pixels.rows, pixels.columns, side, side, width)
-    grid = grid.transpose(0, 2, 1, 3, 4).reshape(pixels.rows * side, pixels.columns * side, width)
+    side = math.isqrt(len(whole))
+    grid = as_map(features[1:, :-1], pixels.rows, pixels.columns)
     (rows, columns), wanted = map_size(pixels, side, most)
     top, left = (grid.shape[0] - rows) // 2, (grid.shape[1] - columns) // 2
     grid = grid[top : top + rows, left : left + columns]
     if wanted != (rows, columns):
         grid = _smaller(_smaller(grid, wanted[0], 0), wanted[1], 1)
+    return np.concatenate([whole, lines(grid, line_break)]).astype(np.float32, copy=False)
+
+
+def as_map(tiles: FloatArray, rows: int, columns: int) -> FloatArray:
+    """The features (tiles, side², d) of a grid of tiles as one map (H, W, d)."""
+    side, width = math.isqrt(tiles.shape[1]), tiles.shape[2]
+    grid = tiles.reshape(rows, columns, side, side, width).transpose(0, 2, 1, 3, 4)
+    return grid.reshape(rows * side, columns * side, width)
+
+
+def lines(grid: FloatArray, line_break: FloatArray) -> FloatArray:
+    """A map (H, W, d) line by line, a line break (1, d) behind each: (H (W + 1), d)."""
+    width = grid.shape[2]
     breaks = np.broadcast_to(line_break, (len(grid), 1, width))
-    lines = np.concatenate([grid, breaks], axis=1).reshape(-1, width)
-    return np.concatenate([whole, lines]).astype(np.float32, copy=False)
+    return np.concatenate([grid, breaks], axis=1).reshape(-1, width)
 
 
 def _smaller(grid: FloatArray, length: int, axis: int) -> FloatArray:

@@ -1,11 +1,13 @@
 """Sound for families whose chat template marks its place: what is heard, as embeddings.
 
-The manifest's ``processors.audio`` says how samples become windows; ``audio_encoder`` turns each
-window into embeddings. Nothing here knows a model.
+The manifest's ``processors.audio`` says how samples become windows, by Whisper's features or by
+frames of their own; ``audio_encoder`` turns each window into embeddings. Nothing here knows a
+model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_safe.errors import GateError, PromptError, SchemaError
+from edge_safe.runtime.audio_frames import Frames, cut_frames, frame_tokens, frames_problem
 from edge_safe.runtime.audio_io import read_audio
 from edge_safe.runtime.audio_windows import Window, Windows, cut, problem, token_count
 from edge_safe.runtime.bundle import Bundle
@@ -35,24 +38,27 @@ class AudioProcessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     Attributes:
         placeholder: What the chat template writes where a sound belongs; a special token.
         part: Type of a sound among the parts of a message, as the chat template knows it.
-        windows: From samples to what the encoder takes.
+        windows: From samples to what the encoder takes, by Whisper's features.
+        frames: The same by frames of their own; one of the two is given.
         before: What stands in front of the embeddings where the template does not write it.
     """
 
     placeholder: Marker
     part: Part = "audio"
-    windows: Windows
+    windows: Windows | None = None
+    frames: Frames | None = None
     before: Marker | None = None
 
 
 class Hearing:
     """Embeds sounds for one bundle. Shared between threads."""
 
-    def __init__(self, bundle: Bundle, processor: AudioProcessor) -> None:
+    def __init__(self, bundle: Bundle, processor: AudioProcessor, how: Windows | Frames) -> None:
         self.placeholder = processor.placeholder
         self.part = processor.part
         self._bundle = bundle
-        self._processor = processor
+        self._before = processor.before
+        self._how = how
 
     def hear(
         self, audio: AudioInput, seen: int, deadline: Deadline | None
@@ -72,23 +78,29 @@ class Hearing:
             PromptError: It does not fit the context.
             GateError: The deadline passed, or the encoder gave no usable numbers.
         """
-        windows = self._processor.windows
-        samples = read_audio(audio, windows.max_seconds)
-        tokens = token_count(len(samples), windows)
+        how = self._how
+        samples = read_audio(audio, how.max_seconds)
+        count = len(samples)
+        tokens = token_count(count, how) if isinstance(how, Windows) else frame_tokens(count, how)
         limit = self._bundle.manifest.model.context_length
         if seen + tokens > limit:
             raise PromptError(
                 f"The sound takes {tokens} positions; this model's context has {limit}. Cut it."
             )
         heard = []
-        for window in cut(samples, windows):
+        for window in self._cut(samples, beside_pictures=seen > 0):
             if deadline is not None:
                 deadline.check()
             heard.append(self._encode(window, deadline))
         pieces: list[Piece] = [np.concatenate(heard)]
-        if self._processor.before is not None:
-            pieces.insert(0, Trusted(self._processor.before))
+        if self._before is not None:
+            pieces.insert(0, Trusted(self._before))
         return pieces, tokens
+
+    def _cut(self, samples: FloatArray, *, beside_pictures: bool) -> Iterator[Window]:
+        if isinstance(self._how, Windows):
+            return cut(samples, self._how)
+        return cut_frames(samples, self._how, beside_pictures)
 
     def _encode(self, window: Window, deadline: Deadline | None) -> FloatArray:
         """One window as (tokens, d)."""
@@ -112,7 +124,13 @@ def open_hearing(bundle: Bundle, tokens: Tokens, processor: AudioProcessor) -> H
         SchemaError: They do not fit, or there is no encoder.
         BundleError: A placeholder or marker is a token that text could produce.
     """
-    wrong = problem(processor.windows)
+    given = [how for how in (processor.windows, processor.frames) if how is not None]
+    if len(given) != 1:
+        raise SchemaError(
+            f"The processors of {bundle.folder} need one of audio.windows and audio.frames."
+        )
+    (how,) = given
+    wrong = problem(how) if isinstance(how, Windows) else frames_problem(how)
     if wrong is not None:
         raise SchemaError(f"The processors of {bundle.folder} have {wrong}.")
     if AUDIO_ENCODER not in bundle.manifest.graphs:
@@ -120,4 +138,4 @@ def open_hearing(bundle: Bundle, tokens: Tokens, processor: AudioProcessor) -> H
     tokens.require_special(processor.placeholder)
     if processor.before is not None:
         tokens.require_special(processor.before)
-    return Hearing(bundle, processor)
+    return Hearing(bundle, processor, how)

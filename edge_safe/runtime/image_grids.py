@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from edge_safe.errors import MediaError
 
 ByteImage = NDArray[np.uint8]
+Pixel = TypeVar("Pixel", np.uint8, np.int32)
 
 Grid = tuple[int, int]
 """Rows and columns of tiles."""
@@ -64,6 +66,31 @@ def roomiest_grid(height: int, width: int, size: int, grids: Sequence[Grid]) -> 
     return best
 
 
+def needed_grid(height: int, width: int, size: int, most: int) -> Grid:
+    """The grid that holds a picture in its own size; the nearest one, if that has too many tiles.
+
+    Phi-4-multimodal's rule.
+
+    Args:
+        height: Of the picture.
+        width: Likewise.
+        size: Side of a tile.
+        most: Tiles of a grid.
+    """
+    rows, columns = math.ceil(height / size), math.ceil(width / size)
+    if rows * columns > most:
+        return nearest_grid(height, width, size, 1, most)
+    return rows, columns
+
+
+def filled(height: int, width: int, size: int, grid: Grid) -> tuple[int, int]:
+    """Like ``fitted``, the other side rounded down."""
+    tall, wide = grid[0] * size, grid[1] * size
+    if wide / width < tall / height:
+        return int(height * (wide / width)), wide
+    return tall, int(width * (tall / height))
+
+
 def fitted(height: int, width: int, size: int, grid: Grid) -> tuple[int, int]:
     """Height and width of a picture that fills a grid in one direction, in its proportions."""
     tall, wide = grid[0] * size, grid[1] * size
@@ -80,7 +107,37 @@ def centred(image: ByteImage, height: int, width: int) -> ByteImage:
     return canvas
 
 
-def cut(image: ByteImage, size: int) -> list[ByteImage]:
+def on_white(image: ByteImage, height: int, width: int) -> ByteImage:
+    """The picture at the upper left of white."""
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return canvas
+
+
+def squeezed(image: ByteImage, size: int) -> NDArray[np.float32]:
+    """Whole tiles squeezed to size x size, neither smoothed before nor rounded to bytes.
+
+    Bicubic interpolation with a = -0.75 as torch has it. Sides are n times as long, so that a
+    place is either a pixel's middle or half way between two.
+    """
+    return _thinned(_thinned(image, size, 0), size, 1)
+
+
+def _thinned(image: NDArray[Any], size: int, axis: int) -> NDArray[np.float32]:
+    """One axis of a picture brought to a length that divides it."""
+    step = image.shape[axis] // size
+    middle = np.arange(size) * step + (step - 1) // 2
+    mixed: NDArray[np.float32] = np.take(image, middle, axis).astype(np.float32)
+    if step % 2:
+        return mixed
+    mixed[:] = 0
+    for place, weight in ((-1, -0.09375), (0, 0.59375), (1, 0.59375), (2, -0.09375)):
+        taken = np.take(image, np.clip(middle + place, 0, image.shape[axis] - 1), axis)
+        mixed += np.float32(weight) * taken
+    return mixed
+
+
+def cut(image: NDArray[Pixel], size: int) -> list[NDArray[Pixel]]:
     """Tiles of size x size, row by row."""
     return [
         image[top : top + size, left : left + size]

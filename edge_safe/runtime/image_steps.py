@@ -1,7 +1,8 @@
 """From a picture to pixel values, by the steps that a bundle's manifest names.
 
 Steps are those of the Hugging Face image processors of the PIL backend, with Pillow's resampling
-on uint8, so the pixel values are theirs too. What a step has to know stands in its row.
+on uint8, so the pixel values are theirs too; ``fill_crops`` follows a processor that has no such
+backend. What a step has to know stands in its row.
 """
 
 from __future__ import annotations
@@ -17,11 +18,22 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from edge_safe.errors import GateError, MediaError
-from edge_safe.runtime.image_grids import centred, cut, fitted, nearest_grid, roomiest_grid
+from edge_safe.runtime.image_grids import (
+    centred,
+    cut,
+    filled,
+    fitted,
+    nearest_grid,
+    needed_grid,
+    on_white,
+    roomiest_grid,
+    squeezed,
+)
 from edge_safe.runtime.image_io import MAX_PIXELS
 
 ByteImage = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
+MaskArray = NDArray[np.int32]
 
 Side = Annotated[int, Meta(ge=1, le=8192)]
 TileCount = Annotated[int, Meta(ge=1, le=64)]
@@ -35,6 +47,9 @@ LONGEST_SIDE = 4096
 
 # Qwen2-VL's takes no picture that is longer than this many times its breadth.
 MOST_EXTREME = 200
+
+# Phi-4-multimodal's takes no picture that becomes thinner than this.
+THINNEST = 10
 
 
 class _Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="step"):
@@ -123,6 +138,24 @@ class FitIntoGrid(_Step, frozen=True, tag="fit_into_grid"):
     resample: Resample
 
 
+class FillCrops(_Step, frozen=True, tag="fill_crops"):
+    """The whole picture squeezed to size x size first, then crops of size x size, row by row.
+
+    The picture fills the crops in one direction, in its own proportions, and stands at the upper
+    left of white; a mask leaves whole patches of white out. There are as many crops as it is
+    large, and beyond ``most`` those of the grid nearest in shape.
+
+    Attributes:
+        size: Side of a crop.
+        patch: Side of a patch.
+        most: Crops of a picture.
+    """
+
+    size: Side
+    patch: Side
+    most: TileCount
+
+
 class SmartResize(_Step, frozen=True, tag="smart_resize"):
     """Both sides to multiples of ``factor``, in proportion as far as that goes.
 
@@ -144,6 +177,7 @@ Step = (
     | SplitIntoTiles
     | SplitIntoGrid
     | FitIntoGrid
+    | FillCrops
     | SmartResize
 )
 
@@ -188,11 +222,16 @@ class Tiles:
         images: (H, W, 3) uint8 each.
         rows: Rows of tiles, 0 for a picture that was not split.
         columns: Columns of tiles.
+        whole: (H, W, 3) the whole picture in front of its tiles, where it is not rounded to bytes.
+        mask: (tiles, patches, patches) 0 where a patch lies beside the picture, with the whole
+            one's; None where every patch counts.
     """
 
     images: tuple[ByteImage, ...]
     rows: int = 0
     columns: int = 0
+    whole: FloatArray | None = None
+    mask: MaskArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +245,7 @@ class PixelValues:
         count: Number of tiles, or of cells, that the tower makes features of.
         height: Of the picture itself.
         width: Likewise.
+        mask: See ``Tiles``.
     """
 
     values: FloatArray
@@ -214,6 +254,7 @@ class PixelValues:
     count: int
     height: int
     width: int
+    mask: MaskArray | None = None
 
 
 def pixel_values(image: ByteImage, pixels: Pixels) -> PixelValues:
@@ -226,16 +267,19 @@ def pixel_values(image: ByteImage, pixels: Pixels) -> PixelValues:
     tiles = Tiles((image,))
     for step in pixels.steps:
         tiles = _apply(step, tiles)
-    if len({tile.shape for tile in tiles.images}) != 1:
+    whole = () if tiles.whole is None else (tiles.whole,)
+    prepared = [*whole, *tiles.images]
+    if len({tile.shape for tile in prepared}) != 1:
         raise GateError("the bundle's image steps leave tiles of different sizes")
     # In float64 and rounded in between, as transformers does it.
-    stacked = np.stack(tiles.images).astype(np.float64) * pixels.rescale_factor
+    stacked = np.stack(prepared).astype(np.float64) * pixels.rescale_factor
     mean = np.array(pixels.image_mean, np.float32)
     std = np.array(pixels.image_std, np.float32)
     values = np.ascontiguousarray(((stacked.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2))
     if pixels.patches is not None:
         return _patches(values, pixels.patches, *image.shape[:2])
-    return PixelValues(values, tiles.rows, tiles.columns, len(values), *image.shape[:2])
+    high, wide = image.shape[:2]
+    return PixelValues(values, tiles.rows, tiles.columns, len(values), high, wide, tiles.mask)
 
 
 def _patches(values: FloatArray, patches: Patches, height: int, width: int) -> PixelValues:
@@ -274,6 +318,8 @@ def _apply(step: Step, tiles: Tiles) -> Tiles:
             return _split_grid(tiles.images[-1], step)
         case FitIntoGrid():
             return _fit_grid(tiles.images[-1], step)
+        case FillCrops():
+            return _fill_crops(tiles.images[-1], step)
         case Resize():
             images = [_resize(t, step.height, step.width, step.resample) for t in tiles.images]
         case ResizeShortestEdge():
@@ -423,3 +469,25 @@ def _fit_grid(image: ByteImage, step: FitIntoGrid) -> Tiles:
     resized = _resize(image, *fitted(height, width, size, grid), step.resample)
     tiles = cut(centred(resized, grid[0] * size, grid[1] * size), size)
     return Tiles((whole, *tiles), *grid)
+
+
+def _fill_crops(image: ByteImage, step: FillCrops) -> Tiles:
+    size = step.size
+    height, width = image.shape[:2]
+    rows, columns = grid = needed_grid(height, width, size, step.most)
+    tall, wide = filled(height, width, size, grid)
+    if min(tall, wide) < THINNEST:
+        raise MediaError(
+            f"A picture of {width} x {height} pixels is too long for its breadth. Crop it."
+        )
+    canvas = on_white(_resize(image, tall, wide, "bilinear"), rows * size, columns * size)
+    side = size // step.patch
+    seen = np.zeros((rows * side, columns * side), np.int32)
+    # A patch with a part of the picture in it counts.
+    beside = [
+        (whole - part) // step.patch
+        for whole, part in zip(canvas.shape[:2], (tall, wide), strict=True)
+    ]
+    seen[: len(seen) - beside[0], : seen.shape[1] - beside[1]] = 1
+    mask = np.stack([np.ones((side, side), np.int32), *cut(seen, side)])
+    return Tiles(tuple(cut(canvas, size)), rows, columns, squeezed(canvas, size), mask)

@@ -15,6 +15,7 @@ import numpy as np
 from msgspec import Meta
 
 from edge_safe.runtime.any_resolution import map_size, pack
+from edge_safe.runtime.crop_lines import EXTRA, count_crop_lines, crop_lines
 from edge_safe.runtime.image_steps import FloatArray, PixelValues
 from edge_safe.runtime.inputs import on_a_grid
 from edge_safe.runtime.tokens import Piece, Trusted
@@ -80,13 +81,23 @@ class AnyResolution(_Layout, frozen=True, tag="any_resolution"):
     most: Annotated[int, Meta(ge=1, le=64)]
 
 
+class CropLines(_Layout, frozen=True, tag="crop_lines"):
+    """The features of the crops as the lines of one map, then the whole picture's.
+
+    Attributes:
+        tokens: Features of a crop; the graph gives line break and separator as two more.
+    """
+
+    tokens: Count
+
+
 class Grid(_Layout, frozen=True, tag="grid"):
     """The features of a picture that was cut into patches, a tile for each cell, in a grid."""
 
     tokens: ClassVar[int] = 1
 
 
-Layout = Plain | TileRows | Enclosed | AnyResolution | Grid
+Layout = Plain | TileRows | Enclosed | AnyResolution | CropLines | Grid
 
 
 def markers(layout: Layout) -> list[str]:
@@ -99,17 +110,20 @@ def markers(layout: Layout) -> list[str]:
         case Enclosed():
             # White space beside a marker is plain text.
             return [layout.before.strip(), layout.after.strip()]
-        case Plain() | AnyResolution() | Grid():
+        case Plain() | AnyResolution() | CropLines() | Grid():
             return []
 
 
 def rows_of_tile(layout: Layout) -> int:
     """What the graph gives for one tile."""
-    return layout.tokens + isinstance(layout, AnyResolution)
+    extra = EXTRA if isinstance(layout, CropLines) else int(isinstance(layout, AnyResolution))
+    return layout.tokens + extra
 
 
 def count_features(layout: Layout, pixels: PixelValues) -> int:
     """Features that a picture takes in the prompt, its markers not counted."""
+    if isinstance(layout, CropLines):
+        return count_crop_lines(pixels, layout.tokens)
     if not isinstance(layout, AnyResolution):
         return pixels.count * layout.tokens
     if not pixels.rows:
@@ -143,6 +157,8 @@ def lay_out(
             return _tile_rows(layout, pixels, features)
         case AnyResolution():
             return [pack(pixels, features, layout.most)]
+        case CropLines():
+            return [crop_lines(pixels, features)]
 
 
 def _tile_rows(layout: TileRows, pixels: PixelValues, features: FloatArray) -> list[Piece]:

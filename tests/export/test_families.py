@@ -112,7 +112,7 @@ def test_another_activation_is_refused() -> None:
 def test_families_are_files() -> None:
     assert family_names() == [
         "gemma", "gemma3", "gemma3_text", "idefics3", "internvl", "llama", "llava",
-        "llava_onevision", "mistral", "paligemma", "pebble", "phi3", "qwen2", "qwen2_5_omni",
-        "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_audio", "qwen2_vl", "qwen3", "qwen3_vl",
-        "smollm3", "smolvlm", "voxtral",
+        "llava_onevision", "mistral", "paligemma", "pebble", "phi3", "phi4_multimodal", "qwen2",
+        "qwen2_5_omni", "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_audio", "qwen2_vl", "qwen3",
+        "qwen3_vl", "smollm3", "smolvlm", "voxtral",
     ]  # fmt: skip

@@ -14,9 +14,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.nn.functional import interpolate
 from transformers.image_utils import load_image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
@@ -46,12 +48,15 @@ from edge_safe.export.image_processors import (
 )
 from edge_safe.runtime.image_io import read_image
 from edge_safe.runtime.image_steps import (
+    FillCrops,
     Pixels,
+    PixelValues,
     SmartResize,
     SplitIntoTiles,
     pixel_values,
     smart_sides,
 )
+from edge_safe.runtime.image_tokens import CropLines, count_features
 
 LLAVA = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
 
@@ -249,3 +254,94 @@ def test_what_the_steps_cannot_do_is_refused(case: str) -> None:
 def test_a_folder_without_an_image_processor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"no image processor.*preprocessor_config\.json"):
         read_image_processor(tmp_path)
+
+
+# Side of a crop, of a patch and most crops; height and width of a picture; what transformers'
+# Phi4MultimodalImageProcessor (torchvision 0.28) makes of it: rows, columns, features in all.
+CROPS = {
+    (448, 14, 36): {
+        (11, 17): (1, 1, 460), (900, 1300): (3, 3, 1939), (448, 448): (1, 1, 545),
+        (1, 1): (1, 1, 545), (9, 1400): (1, 4, 338), (1400, 9): (4, 1, 401),
+        (449, 440): (2, 1, 562), (896, 896): (2, 2, 1329), (2000, 1500): (5, 4, 5153),
+    },
+    (448, 14, 4): {
+        (2000, 1500): (2, 2, 1073), (900, 1300): (2, 2, 1032), (600, 2000): (1, 3, 1008),
+    },
+    (64, 2, 36): {(40, 90): (1, 2, 735), (130, 50): (3, 1, 987), (600, 100): (10, 2, 4753)},
+    (62, 2, 8): {(40, 90): (1, 2, 735), (130, 50): (3, 1, 987), (62, 62): (1, 1, 545)},
+}  # fmt: skip
+CROP_CASES = [(crops, size) for crops, sizes in CROPS.items() for size in sizes]
+
+
+def cropped(crops: tuple[int, int, int], size: tuple[int, int]) -> PixelValues:
+    half = (0.5, 0.5, 0.5)
+    pixels = Pixels(
+        steps=[FillCrops(*crops)], rescale_factor=1 / 255, image_mean=half, image_std=half
+    )
+    return pixel_values(noise(*size, 3), pixels)
+
+
+@pytest.mark.parametrize(("crops", "size"), CROP_CASES)
+def test_crops_are_counted_as_transformers_counts_them(
+    crops: tuple[int, int, int], size: tuple[int, int]
+) -> None:
+    found = cropped(crops, size)
+    rows, columns, features = CROPS[crops][size]
+    assert (found.rows, found.columns) == (rows, columns)
+    assert count_features(CropLines(256), found) == features
+    assert found.values.shape == (1 + rows * columns, 3, crops[0], crops[0])
+
+
+def as_bytes(values: np.ndarray) -> np.ndarray:
+    return values * 127.5 + 127.5
+
+
+@pytest.mark.parametrize("size", [(40, 90), (130, 50), (900, 1300)])
+def test_crops_are_interpolated_as_torch_does(size: tuple[int, int]) -> None:
+    """Smoothed crops within 2 of 255 steps, as torch rounds its weights; the whole within 0.01."""
+    crops = (64, 2, 36) if max(size) < 200 else (448, 14, 36)
+    found = cropped(crops, size)
+    side = crops[0]
+    grid = found.values[1:].reshape(found.rows, found.columns, 3, side, side)
+    canvas = grid.transpose(2, 0, 3, 1, 4).reshape(3, found.rows * side, found.columns * side)
+    scale = min(canvas.shape[1] / size[0], canvas.shape[2] / size[1])
+    tall, wide = int(size[0] * scale), int(size[1] * scale)
+    source = torch.from_numpy(noise(*size, 3)).permute(2, 0, 1)[None]
+    smooth = interpolate(source, (tall, wide), mode="bilinear", antialias=True)[0].numpy()
+    part = as_bytes(canvas[:, :tall, :wide])
+    difference = np.abs(part - smooth)
+    assert difference.max() < 2.01
+    assert (difference > 0.01).mean() < 0.03
+    np.testing.assert_array_equal(canvas[:, tall:], 1.0)
+    np.testing.assert_array_equal(canvas[:, :, wide:], 1.0)
+    whole = interpolate(torch.from_numpy(canvas)[None], (side, side), mode="bicubic")[0].numpy()
+    np.testing.assert_allclose(as_bytes(found.values[0]), as_bytes(whole), atol=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("crops", "size"), CROP_CASES)
+def test_crops_are_transformers_processor_s(
+    crops: tuple[int, int, int], size: tuple[int, int]
+) -> None:
+    """Within 2 of 255 steps, in less than 3 % of the values: it has torch resize, not Pillow."""
+    pytest.importorskip("torchvision", reason="the processor has no other backend")
+    from transformers.models.phi4_multimodal.image_processing_phi4_multimodal import (
+        Phi4MultimodalImageProcessor,
+    )
+
+    side, patch, most = crops
+    processor = Phi4MultimodalImageProcessor(
+        size={"height": side, "width": side}, patch_size=patch, dynamic_hd=most
+    )
+    golden = processor([Image.fromarray(noise(*size, 3))], return_tensors="np")
+    found = cropped(crops, size)
+    np.testing.assert_array_equal(found.mask, golden["image_attention_mask"][0])
+    assert count_features(CropLines(256), found) == int(golden["num_img_tokens"][0])
+    difference = np.abs(as_bytes(found.values) - as_bytes(golden["image_pixel_values"][0]))
+    assert difference.max() < 2.01
+    assert (difference[1:] > 0.01).mean() < 0.03
+
+
+def test_a_picture_that_leaves_a_thin_line_is_refused() -> None:
+    with pytest.raises(MediaError, match="too long for its breadth"):
+        cropped((448, 14, 36), (1, 1000))

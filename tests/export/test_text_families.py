@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from edge_safe import Decision, Policy, Reply, SafeModel
-from edge_safe.errors import ExportError
+from edge_safe.errors import ExportError, PromptError
 from edge_safe.export import ExportReport, export_bundle
 from edge_safe.export.families.base import find_family
 from edge_safe.models.prompts import Message, PromptEncoder
@@ -147,7 +147,7 @@ LONG = {
 }  # fmt: skip
 REFUSED = {
     "dynamic rotary": ("qwen2", rope("dynamic", factor=2.0), "'dynamic'.*default, linear, llama3"),
-    "longrope": ("phi3", rope("longrope", **LONG), "'longrope'.*default, linear, llama3"),
+    "longrope": ("qwen2", rope("longrope", **LONG), "'longrope'.*default, linear, llama3"),
     "partial rotary": ("qwen3", rope("default", partial_rotary_factor=0.5), "0.5 .* has to be 1"),
     "few dimensions": ("phi3", rope("default", partial_rotary_factor=0.25), "^8 .*multiples of 16"),
     "odd head": ("mistral", {"head_dim": 24}, "^24 .*multiples of 16"),
@@ -160,6 +160,20 @@ REFUSED = {
     "no window": ("qwen2", {"use_sliding_window": False}, "sliding_window of at least 1, not None"),
     "no config": ("qwen2", {"num_hidden_layers": "four"}, "transformers refuses"),
 }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_longrope_is_exported_as_far_as_its_frequencies_stay(tmp_path: Path) -> None:
+    short = [1.0 + n / 8 for n in range(8)]
+    changes = rope("longrope", **LONG | {"short_factor": short})
+    checkpoint = write_family(
+        tmp_path / "checkpoint", "phi3", **changes | {"original_max_position_embeddings": 256}
+    )
+    check_report(export_bundle(checkpoint, tmp_path / "bundle", precision="fp32"))
+    model = SafeModel.load(tmp_path / "bundle", threads=1)
+    assert model._requests.context_length == 256
+    with pytest.raises(PromptError, match="context of 256"):
+        model.assess("word " * 300)
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -63,7 +63,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from edge_safe.models.safety_model import SafetyTokenModel
 from tests.conftest import VOCABULARY, write_checkpoint
+from tests.export import phi4_multimodal
 from tests.export.extractors import write_extractor
 from tests.export.families import EXIT_LAYER, FULL, SIZES, SLIDING, WINDOW
 
@@ -608,6 +610,14 @@ VISION_FAMILIES: dict[str, Tiny] = {
         first="<|endoftext|>",
         named=(("image_token", IMAGE),),
     ),
+    "phi4_multimodal": Tiny(
+        phi4_multimodal.phi4_multimodal,
+        phi4_multimodal.SPECIAL,
+        phi4_multimodal.TEMPLATE,
+        phi4_multimodal.Files,
+        lambda _, tokenizer: phi4_multimodal.Processor(tokenizer),
+        cases=frozenset({"1 tiles", "3 tiles", "a corner"}),
+    ),
     "qwen2_5_omni": Tiny(
         qwen2_5_omni,
         OMNI_SPECIAL,
@@ -742,7 +752,9 @@ OTHERWISE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-TOWER_PARTS = ("vision", "visual", "projector", "connector", "audio_tower")
+TOWER_PARTS = (
+    "vision", "visual", "projector", "connector", "audio_tower", "embed_tokens_extend",
+)  # fmt: skip
 
 
 def write_vision_family(
@@ -793,10 +805,26 @@ def add_first_token(folder: Path, token: str) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": token}))
 
 
+def torch_of(folder: Path, family: str) -> SafetyTokenModel:
+    """The checkpoint in torch, as its authors mean it to see."""
+    if family == "phi4_multimodal":
+        return phi4_multimodal.opened(folder)
+    return SafetyTokenModel.from_pretrained(folder)
+
+
+def image_id_of(torch_model: SafetyTokenModel) -> int:
+    """Id of what stands for one feature of a picture."""
+    config: Any = torch_model.model.config
+    inside = config.vision_config if config.model_type == "phi4_multimodal" else config
+    return int(inside.image_token_id)
+
+
 def hugging_face_processor(folder: Path, family: str) -> Any:
     """The checkpoint's own processor."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    images = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    images = None
+    if family != "phi4_multimodal":
+        images = AutoImageProcessor.from_pretrained(folder, backend="pil")
     return VISION_FAMILIES[family].processor(images, tokenizer)

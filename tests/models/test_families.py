@@ -106,6 +106,13 @@ def test_rows_of_a_scaled_embedding_are_merged_as_they_were_trained() -> None:
     torch.testing.assert_close(model(ids).logits[..., others], trained[..., others])
 
 
+def lora_of(family: str) -> str:
+    """The recipe's section, by the names that the family's matrices have."""
+    fused = family in ("phi3", "phi4_multimodal")
+    targets = ["qkv_proj", "gate_up_proj"] if fused else ["q_proj", "up_proj"]
+    return f"[lora]\nrank = 2\nalpha = 4\ntargets = {json.dumps(targets)}\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_recipe_lowers_the_loss_of_a_family_that_is_then_exported(
@@ -119,9 +126,7 @@ def test_a_recipe_lowers_the_loss_of_a_family_that_is_then_exported(
     vocabulary = {"vocab_size": 416, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0}
     FAMILIES[family](**vocabulary).save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
-    targets = ["qkv_proj", "gate_up_proj"] if family == "phi3" else ["q_proj", "up_proj"]
-    lora = f"[lora]\nrank = 2\nalpha = 4\ntargets = {json.dumps(targets)}\n"
-    recipe = write_recipe(lora, frozen_features=False)
+    recipe = write_recipe(lora_of(family), frozen_features=False)
     recipe.write_text(recipe.read_text().replace(str(base_folder), str(tmp_path / "base")))
     report = train_recipe(recipe, data=data_folder, out=tmp_path / "out")
     lines = [json.loads(line) for line in Path(report.log).read_text().splitlines()]
@@ -145,8 +150,7 @@ def test_a_recipe_lowers_the_loss_of_a_family_that_sees(
     one_turn = VISION_FAMILIES[family].template is None
     if one_turn:
         (base / "chat_template.jinja").write_text(ONE_TURN_TEMPLATE)
-    lora = '[lora]\nrank = 2\nalpha = 4\ntargets = ["q_proj", "up_proj"]\n'
-    recipe = write_recipe(lora, frozen_features=False)
+    recipe = write_recipe(lora_of(family), frozen_features=False)
     text = recipe.read_text().replace(str(base_folder), str(base))
     if one_turn:
         start, end = text.index("[data.conversations]"), text.index("[optimizer]")

@@ -9,10 +9,10 @@ has to give
 - ``describe(config, folder)``: the ``Pictures``, or an ``ExportError``, before weights are read.
   The pixel values come from ``image_processors`` as rows of ``runtime.image_steps`` (``resize``,
   ``resize_shortest_edge``, ``resize_longest_edge``, ``pad_to_square``, ``center_crop``,
-  ``split_into_tiles``, ``split_into_grid``, ``fit_into_grid``, ``smart_resize``); what stands in
-  the prompt is a row of ``runtime.image_tokens`` (``plain``, ``tile_rows``, ``enclosed``,
-  ``any_resolution``, ``grid``). A new row is a Struct with its tag and one case in the function
-  that matches it.
+  ``split_into_tiles``, ``split_into_grid``, ``fit_into_grid``, ``fill_crops``, ``smart_resize``);
+  what stands in the prompt is a row of ``runtime.image_tokens`` (``plain``, ``tile_rows``,
+  ``enclosed``, ``any_resolution``, ``crop_lines``, ``grid``). A new row is a Struct with its tag
+  and one case in the function that matches it.
 - ``language``: the prefix of the language model's weights;
 - ``tower(model, pictures)``: the graph ``vision_encoder``. For squares ``towers.squares`` makes it
   of two functions: ``emit(model, layers, x)``, the nodes of tower and projector
@@ -27,6 +27,8 @@ An audio-language family is an ``AudioFamily`` (``audio_language``) and ``open_c
 ``audio_encoder`` (``towers.audio_encoder``, two functions likewise), and its row of tests stands in
 ``tests/export/audio_families.py``. One that sees as well is a ``VisionFamily`` whose ``audio`` is
 an ``AudioFamily``, with a row in both files of tests.
+
+A family that sees and hears makes its ``Opened`` of the same pieces; ``phi4_multimodal`` is one.
 
 ``runtime.families.placeholders`` serves the bundle; no file there, unless a family needs more than
 features at the template's places. ``tests/export/vision_families.py`` takes one row for its tiny

@@ -19,7 +19,7 @@ from edge_safe.export.image_processors import one_square, read_image_processor
 from edge_safe.export.image_prompts import marker_of, read_tokenizer
 from edge_safe.export.towers.modules import Layers
 from edge_safe.export.towers.squares import square_tower
-from edge_safe.export.towers.vision_transformer import check_vision, square_states
+from edge_safe.export.towers.vision_transformer import check_vision, pooled, square_states
 from edge_safe.export.vision_language import Pictures, VisionFamily, open_vision
 from edge_safe.runtime.image_tokens import Enclosed
 
@@ -70,7 +70,7 @@ def _emit(model: Any, layers: Layers, x: str) -> str:
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     (x,) = square_states(layers, x, tower, [tower.config.num_hidden_layers])
     x = layers.layer_norm(x, tower.post_layernorm, "post_norm")
-    x = _pooled(layers, x, projector)
+    x = pooled(layers, x, projector.patches_per_image, projector.kernel_size)
     norm = projector.mm_soft_emb_norm
     # Gemma stores what is added to 1.
     x = layers.rms_norm(x, 1.0 + norm.weight, norm.eps, "projector.norm")
@@ -78,16 +78,6 @@ def _emit(model: Any, layers: Layers, x: str) -> str:
     linear = nn.Linear(weight.shape[0], weight.shape[1], bias=False)
     linear.weight = nn.Parameter(weight.T, requires_grad=False)
     return layers.linear(x, linear, "projector")
-
-
-def _pooled(layers: Layers, x: str, projector: Any) -> str:
-    """(tiles, s * s, c) -> (tiles, tokens, c): means of squares."""
-    g, side, kernel = layers.g, projector.patches_per_image, projector.kernel_size
-    x = layers.turn(x, "pool")
-    x = g.op("Reshape", [x, g.constant([0, 0, side, side])], scope="pool")
-    x = g.op("AveragePool", [x], scope="pool", kernel_shape=[kernel] * 2, strides=[kernel] * 2)
-    x = g.op("Reshape", [x, g.constant([0, 0, -1])], scope="pool")
-    return layers.turn(x, "pool")
 
 
 def _features(model: Any, pixel_values: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""Phi-3 and Phi-4 (``model_type: phi3``): fused projections, perhaps a partial rotation."""
+"""Phi-3 and Phi-4 (``model_type: phi3``): fused projections, perhaps a partial rotation.
+
+With ``longrope`` the rotary embedding changes for a whole prompt once that is longer than
+``original_max_position_embeddings``, so bundles have that many positions and no more.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_safe.export.decoder_config import (
+    STATIC_ROPE,
     TextFamily,
     decoder_spec,
     open_text,
@@ -16,6 +21,8 @@ from edge_safe.export.decoder_config import (
 )
 from edge_safe.export.families.base import Opened
 from edge_safe.export.graphs.spec import DecoderSpec, FloatArray, TensorSource
+
+LONGROPE = "longrope"
 
 
 def open_checkpoint(folder: Path) -> Opened:
@@ -29,10 +36,13 @@ def phi3_spec(config: Any) -> DecoderSpec:
     Raises:
         ExportError: It uses something that the graphs cannot express.
     """
-    return replace(
-        decoder_spec(config, config.hidden_act, [static_rope(config, partial=True)]),
-        attention=windowed(uniform_windows(config)),
-    )
+    rope = static_rope(config, partial=True, kinds=STATIC_ROPE | {LONGROPE})
+    spec = decoder_spec(config, config.hidden_act, [rope])
+    parameters = config.rope_parameters
+    context = spec.context_length
+    if parameters["rope_type"] == LONGROPE:
+        context = min(context, int(parameters["original_max_position_embeddings"]))
+    return replace(spec, attention=windowed(uniform_windows(config)), context_length=context)
 
 
 def _unfused(tensor: TensorSource, spec: DecoderSpec) -> TensorSource:

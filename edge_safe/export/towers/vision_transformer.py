@@ -70,9 +70,25 @@ def square_states(layers: Layers, x: str, tower: nn.Module, depths: Sequence[int
     x = layers.add(x, layers.stored("positions", _positions(model)), "positions")
     if hasattr(model, "pre_layrnorm"):
         x = layers.layer_norm(x, model.pre_layrnorm, "pre_norm")
+    return encoder_states(layers, x, tower, depths)
+
+
+def encoder_states(
+    layers: Layers, x: str, tower: nn.Module, depths: Sequence[int], seen: str = ""
+) -> list[str]:
+    """States (tiles, T, c) after the given numbers of layers.
+
+    Args:
+        layers: The graph.
+        x: What enters the first layer.
+        tower: See ``square_states``.
+        depths: Likewise.
+        seen: (tiles, T) int32, 0 at patches that none attends to; none without it.
+    """
+    model: Any = tower
     states = [x]
     for index, layer in enumerate(model.encoder.layers[: max(depths)]):
-        states.append(_layer(layers, states[-1], layer, f"layers.{index}", model.config))
+        states.append(_layer(layers, states[-1], layer, f"layers.{index}", model.config, seen))
     return [states[depth] for depth in depths]
 
 
@@ -109,6 +125,27 @@ def shuffled(layers: Layers, x: str, side: int, width: int, factor: int) -> str:
     return g.op("Reshape", [x, g.constant([-1, less * less, factor**2 * width])], scope=name)
 
 
+def pooled(layers: Layers, x: str, side: int, kernel: int) -> str:
+    """(tiles, s * s, c) -> (tiles, tokens, c): means of squares.
+
+    Args:
+        layers: The graph.
+        x: States of whole squares, row by row.
+        side: Their number s of states in each direction; what lacks to whole squares is mirrored.
+        kernel: States of a square in each direction.
+    """
+    g, name = layers.g, "pool"
+    x = layers.turn(x, name)
+    x = g.op("Reshape", [x, g.constant([0, 0, side, side])], scope=name)
+    lack = -side % kernel
+    if lack:
+        ends = g.constant([0, 0, 0, 0, 0, 0, lack, lack])
+        x = g.op("Pad", [x, ends], scope=name, mode="reflect")
+    x = g.op("AveragePool", [x], scope=name, kernel_shape=[kernel] * 2, strides=[kernel] * 2)
+    x = g.op("Reshape", [x, g.constant([0, 0, -1])], scope=name)
+    return layers.turn(x, name)
+
+
 @torch.no_grad()
 def _positions(model: Any) -> Tensor:
     """(T, c) position embeddings of a whole square.
@@ -123,18 +160,23 @@ def _positions(model: Any) -> Tensor:
     side = embeddings.image_size // embeddings.patch_size
     blank = torch.zeros(1, 3, embeddings.image_size, embeddings.image_size)
     everywhere = torch.ones(1, side, side, dtype=torch.bool)
+    return table[asked_positions(embeddings, blank, everywhere)[0]]
+
+
+def asked_positions(embeddings: Any, pixel_values: Tensor, mask: Tensor) -> Tensor:
+    """(tiles, T) rows of the position embedding that torch takes for pictures and their mask."""
     ids: list[Tensor] = []
     hook = embeddings.position_embedding.register_forward_pre_hook(
         lambda _, inputs: ids.append(inputs[0])
     )
     try:
-        embeddings(blank, everywhere)
+        embeddings(pixel_values, mask)
     finally:
         hook.remove()
-    return table[ids[0][0]]
+    return ids[0]
 
 
-def _layer(layers: Layers, x: str, layer: Any, name: str, config: Any) -> str:
+def _layer(layers: Layers, x: str, layer: Any, name: str, config: Any, seen: str) -> str:
     """A pre-norm layer."""
     normed = layers.layer_norm(x, layer.layer_norm1, f"{name}.attention_norm")
     attention = layer.self_attn
@@ -144,10 +186,10 @@ def _layer(layers: Layers, x: str, layer: Any, name: str, config: Any) -> str:
     ]
     mixed = layers.g.contrib(
         "MultiHeadAttention",
-        parts,
+        [*parts, "", seen] if seen else parts,
         scope=f"{name}.attention",
         num_heads=config.num_attention_heads,
-        scale=float(attention.scale),
+        scale=float(attention.head_dim**-0.5),
     )
     out = layers.linear(mixed, attention.out_proj, f"{name}.out")
     x = layers.add(x, out, f"{name}.attention")

@@ -18,8 +18,9 @@ from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.families.base import Media, Placed
 from edge_safe.runtime.hearing import AudioProcessor, Hearing, open_hearing
 from edge_safe.runtime.image_io import read_image
-from edge_safe.runtime.image_steps import FloatArray, Pixels, PixelValues, pixel_values
+from edge_safe.runtime.image_steps import FillCrops, FloatArray, Pixels, PixelValues, pixel_values
 from edge_safe.runtime.image_tokens import (
+    CropLines,
     Grid,
     Layout,
     Marker,
@@ -35,6 +36,7 @@ from edge_safe.runtime.tokens import Tokens
 
 VISION_ENCODER = "vision_encoder"
 IMAGE_GRID = "image_grid_thw"
+PATCH_MASK = "patch_attention_mask"
 
 
 class ImageProcessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -151,6 +153,8 @@ class PlaceholderFamily:
         if patches is not None:
             sides = [pixels.rows * patches.merge, pixels.columns * patches.merge]
             feeds[IMAGE_GRID] = np.array([[1, *sides]], np.int64)
+        if pixels.mask is not None:
+            feeds[PATCH_MASK] = pixels.mask
         found = session.run(feeds, abort)
         layout, model = image.layout, self._bundle.manifest.model
         expected = (pixels.count, rows_of_tile(layout), model.hidden_size)
@@ -210,12 +214,19 @@ def open_family(bundle: Bundle, tokens: Tokens, untrained_towers: bool) -> Place
 
 
 def _check_grid(bundle: Bundle, image: ImageProcessor) -> None:
-    """Makes sure that preparation, tower and language model agree on patches.
+    """Makes sure that preparation, tower and language model agree on patches and crops.
 
     Raises:
         SchemaError: They do not.
     """
     model, tower = bundle.manifest.model, bundle.manifest.graphs[VISION_ENCODER]
+    crops = any(isinstance(step, FillCrops) for step in image.pixels.steps)
+    masked = any(t.name == PATCH_MASK for t in tower.inputs)
+    if not crops == masked == isinstance(image.layout, CropLines):
+        raise SchemaError(
+            f"The processors of {bundle.folder} do not fit its graphs: crops, their mask and "
+            "their layout need each other."
+        )
     grid = isinstance(image.layout, Grid)
     said = {
         "pixels.patches": image.pixels.patches is not None,
