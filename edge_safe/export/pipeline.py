@@ -35,7 +35,7 @@ from edge_safe.export.emission import Form, compare_with_torch, emit
 from edge_safe.export.families.base import Opened, find_family
 from edge_safe.export.footprint import check_room, least_bytes, peak_memory_mb
 from edge_safe.export.language_parity import encode_prompts
-from edge_safe.export.publish import LOCK, check_free, staged
+from edge_safe.export.publish import check_free, staged
 from edge_safe.export.quantization import precision_named
 from edge_safe.export.reference import Reference
 from edge_safe.export.report import AutoSearch, ExportReport, write_report
@@ -167,7 +167,7 @@ def export_bundle(
                 f"{source} does not come in 4 bits, so there is nothing to import; choose another "
                 "precision."
             )
-        check_room(folder, least_bytes(opened.spec, row, plan.exit_layer))
+        check_room(out.absolute().parent, least_bytes(opened.spec, row, plan.exit_layer))
         job = Job(
             source,
             folder,
@@ -330,7 +330,7 @@ def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != LOCK:
+        else:
             path.unlink()
 
 
