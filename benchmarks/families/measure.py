@@ -56,7 +56,8 @@ def measure(family: str, precision: str, folder: Path, reference: Reference) -> 
             )
         except ExportError as error:
             # A row that takes only what this checkpoint is not refuses it; others must not.
-            return Cell(family, precision, str(error), failed=not PRECISIONS[row].imported)
+            reason = str(error).replace(f"{folder}/", "")
+            return Cell(family, precision, reason, failed=not PRECISIONS[row].imported)
         seconds = time.process_time() - start
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         ways: dict[str, Way | str] = {}
