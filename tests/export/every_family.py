@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from edge_safe.models.pebble import PebbleProcessor
@@ -79,13 +80,8 @@ def tiny_family(family: str) -> TinyFamily | None:
 
 
 def _text_inputs(folder: Path, model: SafetyTokenModel, turn: Turn) -> dict[str, Any]:
-    import torch
-
-    return {
-        "input_ids": torch.tensor(
-            [PromptEncoder(model.tokenizer).encode([Message("user", turn.text)])]
-        )
-    }
+    ids = PromptEncoder(model.tokenizer).encode([Message("user", turn.text)])
+    return {"input_ids": torch.tensor([ids])}
 
 
 def _vision_inputs(
