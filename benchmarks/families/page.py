@@ -13,7 +13,9 @@ Cells = Mapping[tuple[str, str], Cell]
 
 # Precisions a matrix has side by side.
 COLUMNS = 7
-LEFT_OUT = "Not measured yet: left out of the run that wrote this page."
+LEFT_OUT = (
+    "Not measured yet: left out of the run that wrote this page; `make families` measures it."
+)
 FP32 = "fp32"
 
 HEAD = f"""\
