@@ -62,6 +62,11 @@ def _tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four Llama layers of width 64 with random heads at layers 1 and 2."""
+    return write_llama(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+def write_llama(folder: Path) -> Path:
+    """Writes the checkpoint of ``tiny_checkpoint``."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -80,7 +85,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Large enough that attention and MLP, not the input token alone, decide.
         initializer_range=0.15,
     )
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     write_checkpoint(folder, lambda: LlamaForCausalLM(config))
     return folder
 

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 
 from edge_safe.errors import ExportError
 from edge_safe.export.checkpoint.adapter import weights_folder
-from edge_safe.export.publish import LOCK
 from edge_safe.runtime import manifest as schema
 from edge_safe.runtime.bundle import sha256_file
 
@@ -44,7 +43,8 @@ def copy_tokenizer(source: Path, tokenizer: PreTrainedTokenizerBase, folder: Pat
     Raises:
         ExportError: The tokenizer has no tokenizer.json or no chat template.
     """
-    with tempfile.TemporaryDirectory() as name:
+    # Beside the bundle, so that it goes with what a killed export leaves.
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         saved = Path(name)
         tokenizer.save_pretrained(saved)
         for file in TOKENIZER_FILES:
@@ -69,7 +69,7 @@ def hash_files(folder: Path) -> dict[str, schema.FileEntry]:
     entries = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in (schema.MANIFEST_FILE, LOCK):
+        if path.is_file() and name != schema.MANIFEST_FILE:
             entries[name] = schema.FileEntry(sha256_file(path), path.stat().st_size)
     return entries
 

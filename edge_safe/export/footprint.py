@@ -46,7 +46,7 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ExportError(
-            f"The disk has {free / 2**20:.0f} MB free at {folder.parent}, the bundle needs at "
+            f"The disk has {free / 2**20:.0f} MB free at {folder}, the bundle needs at "
             f"least {needed / 2**20:.0f} MB; nothing was written. Free some space, or choose a "
             "folder on another disk."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,37 +20,29 @@ from edge_safe.export.acceptance_rows import (
     read_labelled,
 )
 from edge_safe.export.activations import observe
-from edge_safe.export.bundle_files import (
-    copy_tokenizer,
-    describe_graphs,
-    hash_files,
-    provenance,
-    write_manifest,
-)
+from edge_safe.export.bundle_files import copy_tokenizer, hash_files, write_manifest
+from edge_safe.export.bundle_manifest import draft_manifest, with_stages
 from edge_safe.export.cache_format import cache_format_named
 from edge_safe.export.clock import Clock, Progress
-from edge_safe.export.drift import ThresholdDrift, threshold_drift
+from edge_safe.export.drift import ThresholdDrift
 from edge_safe.export.emission import Form, compare_with_torch, emit
 from edge_safe.export.families.base import Opened, find_family
 from edge_safe.export.footprint import check_room, least_bytes, peak_memory_mb
 from edge_safe.export.language_parity import encode_prompts
-from edge_safe.export.publish import LOCK, check_free, staged
+from edge_safe.export.publish import check_free, staged
 from edge_safe.export.quantization import precision_named
 from edge_safe.export.reference import Reference
+from edge_safe.export.refitting import refit
 from edge_safe.export.report import AutoSearch, ExportReport, write_report
 from edge_safe.export.safety_plan import (
     SafetyPlan,
     check_tokens,
     plan_from_module,
     plan_from_tokens,
-    stage_calibration,
 )
 from edge_safe.export.targets import Target, target_named
-from edge_safe.models.calibration import calibrate
 from edge_safe.models.prompts import Message, PromptEncoder
 from edge_safe.runtime import manifest as schema
-from edge_safe.runtime.calibration import StageCalibration
-from edge_safe.runtime.policy import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +158,7 @@ def export_bundle(
                 f"{source} does not come in 4 bits, so there is nothing to import; choose another "
                 "precision."
             )
-        check_room(folder, least_bytes(opened.spec, row, plan.exit_layer))
+        check_room(out.absolute().parent, least_bytes(opened.spec, row, plan.exit_layer))
         job = Job(
             source,
             folder,
@@ -250,24 +241,21 @@ def _attempt(job: Job, form: Form) -> ExportReport:
     for name, data in opened.files.items():
         (folder / name).write_bytes(data)
     parity = compare_with_torch(folder, opened, plan, job.reference, form, clock)
-    manifest = schema.Manifest(
-        name=job.source.resolve().name,
+    manifest = draft_manifest(
+        folder,
+        job.source,
+        opened,
+        plan,
         family=job.family,
         target=job.target.name,
         precision=form.precision.name,
-        modalities={n: schema.Modality(t) for n, t in opened.modalities.items()},
-        files={},
-        graphs=describe_graphs(folder),
-        model=_model_info(opened),
-        processors=opened.processors,
-        safety=_safety(plan),
-        provenance=provenance(job.source, _command(job, form)),
+        command=_command(job, form),
     )
     drift: list[ThresholdDrift] = []
     if job.calibration is not None:
         with clock.step("fit the thresholds"):
-            stages, drift = _refit(folder, manifest, job.source, *job.calibration)
-        manifest = _with_stages(manifest, stages, refitted=True)
+            stages, drift = refit(folder, manifest, job.source, *job.calibration)
+        manifest = with_stages(manifest, stages, refitted=True)
     with clock.step("test the bundle"):
         write_manifest(folder, msgspec.structs.replace(manifest, files=hash_files(folder)))
         found = tests.measure_agreement(
@@ -330,80 +318,8 @@ def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != LOCK:
+        else:
             path.unlink()
-
-
-def _refit(
-    folder: Path,
-    manifest: schema.Manifest,
-    source: Path,
-    data: str,
-    rows: Sequence[LabelledRow],
-) -> tuple[dict[Stage, StageCalibration], list[ThresholdDrift]]:
-    """Fits every stage and way in of the bundle on its own log-odds, as training does."""
-    before = manifest.safety.stages
-    measuring = _with_stages(manifest, dict.fromkeys(before, tests.MEASURING))
-    write_manifest(folder, msgspec.structs.replace(measuring, files=hash_files(folder)))
-    section = tests.calibration_section(source)
-    odds = tests.measure_stages(folder, rows, list(before))
-    fitted = calibrate(
-        odds,
-        section.target_fpr,
-        data,
-        method=section.method,
-        media_target_fpr=section.media_target_fpr,
-    )
-    after = {stage: stage_calibration(fitted[stage]) for stage in before}
-    return after, threshold_drift(odds, before, after)
-
-
-def _with_stages(
-    manifest: schema.Manifest, stages: dict[Stage, StageCalibration], *, refitted: bool = False
-) -> schema.Manifest:
-    safety = msgspec.structs.replace(manifest.safety, stages=stages, refitted=refitted)
-    return msgspec.structs.replace(manifest, safety=safety)
-
-
-def _safety(plan: SafetyPlan) -> schema.Safety:
-    attention = None
-    if plan.head is not None:
-        heads, width = plan.head.query.shape
-        attention = schema.AttentionInfo(heads, width)
-    return schema.Safety(
-        safe_token_id=plan.safe_token_id,
-        unsafe_token_id=plan.unsafe_token_id,
-        control_token_ids=[plan.safe_token_id, plan.unsafe_token_id],
-        exit_layer=plan.exit_layer,
-        layers=list(plan.layers),
-        attention=attention,
-        stages=plan.stages,
-    )
-
-
-def _model_info(opened: Opened) -> schema.ModelInfo:
-    """What the engine has to know, with the tokens that end an answer."""
-    spec = opened.spec
-    ends = getattr(opened.language.generation_config, "eos_token_id", None)
-    if ends is None:
-        ends = opened.tokenizer.eos_token_id
-    ids = [ends] if isinstance(ends, int) else list(ends or [])
-    if not ids:
-        raise ExportError("The checkpoint names no end-of-text token (eos_token_id).")
-    pad = opened.tokenizer.pad_token_id
-    return schema.ModelInfo(
-        layers=spec.layers,
-        hidden_size=spec.hidden_size,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        vocab_size=spec.vocab_size,
-        context_length=spec.context_length,
-        eos_token_ids=[int(index) for index in ids],
-        pad_token_id=int(ids[0] if pad is None else pad),
-        bidirectional=spec.bidirectional,
-        position_axes=3 if spec.position_axes == 3 else 1,
-        deepstack=spec.deepstack,
-    )
 
 
 def _command(job: Job, form: Form) -> str:

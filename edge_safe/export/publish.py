@@ -12,16 +12,17 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from edge_safe.errors import ExportError
 
 # errno of a disk, or of a quota, that is full.
 FULL = {errno.ENOSPC, errno.EDQUOT}
+# What stands in the temporary folder: its lock, the folder being written, the one it replaces.
 LOCK = ".lock"
-# Seconds after which a folder without a lock is surely abandoned.
+NEW, OLD = "new", "old"
+# Seconds after which a temporary folder without a lock is surely abandoned.
 SETTLED = 60.0
 
 
@@ -29,8 +30,9 @@ SETTLED = 60.0
 def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Gives a temporary folder beside ``out`` that takes its place when the block ends well.
 
-    Temporary folders left behind by an export that was killed are removed first. A folder that is
-    there is replaced only with ``overwrite``, and only after success; upon failure it stays.
+    What exports that were killed left behind is removed first; if one was killed in the moment of
+    replacing a folder, the old one goes back to its place. A folder that is there is replaced only
+    with ``overwrite``, and only after success; upon failure it stays.
 
     Args:
         out: The folder to write.
@@ -42,25 +44,21 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     # Only the parent is resolved: a link at ``out`` has to be seen as what it is.
     out = out.parent.resolve() / out.name
-    check_free(out, overwrite=overwrite)
     prefix = f".{out.name}.exporting-"
-    folder = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(out.parent, prefix)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
-        with _locked(folder):
-            yield folder
-        _publish(folder, out, overwrite=overwrite)
+        _remove_stale(out, prefix)
+        check_free(out, overwrite=overwrite)
+        with _work_folder(out.parent, prefix) as work:
+            (work / NEW).mkdir()
+            yield work / NEW
+            _publish(work, out, overwrite=overwrite)
     except OSError as error:
         raise ExportError(_explain(error, out)) from error
     except KeyboardInterrupt as error:
         raise ExportError(
             f"The export was interrupted; {out} is as it was and nothing half-written is left."
         ) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
@@ -80,55 +78,62 @@ def check_free(out: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Marks a folder as being written for as long as this process lives."""
-    path = folder / LOCK
-    with path.open("wb") as file:
+def _work_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A temporary folder that is locked for as long as this process lives, publishing included."""
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as name,
+        (Path(name) / LOCK).open("wb") as file,
+    ):
         fcntl.flock(file, fcntl.LOCK_EX)
+        yield Path(name)
+
+
+def _remove_stale(out: Path, prefix: str) -> None:
+    """Removes temporary folders whose writer no longer lives; ``out`` comes back out of them."""
+    for work in out.parent.glob(f"{prefix}*"):
+        # Gone meanwhile, written at this moment, somebody else's.
+        with suppress(FileNotFoundError, BlockingIOError, PermissionError), _abandoned(work):
+            if (work / OLD).is_dir() and not os.path.lexists(out):
+                (work / OLD).rename(out)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _abandoned(work: Path) -> Iterator[None]:
+    """Takes the lock that a dead process left; of a living one it is a ``BlockingIOError``."""
+    try:
+        # For writing, as locks on network drives ask for it.
+        file = (work / LOCK).open("r+b")
+    except FileNotFoundError:
+        # The moment between making and locking a folder is short; this one was left in it.
+        if time.time() - work.stat().st_mtime < SETTLED:
+            raise
         yield
-        path.unlink()
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
-def _remove_stale(parent: Path, prefix: str) -> None:
-    """Removes temporary folders whose writer no longer lives."""
-    for folder in parent.glob(f"{prefix}*"):
-        try:
-            with (folder / LOCK).open("rb") as file:
-                _try_lock(file)
-        except FileNotFoundError:
-            # The moment between making and locking a folder is short; this one was left in it.
-            if time.time() - folder.stat().st_mtime < SETTLED:
-                continue
-        except BlockingIOError:
-            continue
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _try_lock(file: IO[bytes]) -> None:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _publish(folder: Path, out: Path, *, overwrite: bool) -> None:
+def _publish(work: Path, out: Path, *, overwrite: bool) -> None:
     """Flushes everything to disk and renames the folder to its place."""
-    folder.chmod(0o777 & ~_umask())
-    for path in folder.rglob("*"):
+    new, old = work / NEW, work / OLD
+    new.chmod(0o777 & ~_umask())
+    for path in new.rglob("*"):
         if path.is_file():
             _sync(path)
-    _sync(folder)
+    _sync(new)
     check_free(out, overwrite=overwrite)
     if not out.exists():
-        folder.rename(out)
+        new.rename(out)
     else:
-        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-", dir=out.parent))
-        old = aside / out.name
         out.rename(old)
         try:
-            folder.rename(out)
+            new.rename(out)
         except BaseException:
             old.rename(out)
             raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     _sync(out.parent)
 
 

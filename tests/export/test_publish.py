@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge_safe.errors import ExportError
+from edge_safe.export import publish
 from edge_safe.export.publish import staged
 
 
@@ -96,9 +100,8 @@ def test_other_errors_pass_through_and_leave_nothing(tmp_path: Path) -> None:
 
 
 def test_folder_of_a_killed_export_is_removed(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=_hang, args=(tmp_path / "bundle",))
-    process.start()
-    left = _wait_for(tmp_path, ".bundle.exporting-*/file")
+    process = started(_hang, tmp_path / "bundle")
+    left = _wait_for(tmp_path, ".bundle.exporting-*/new/file")
     process.kill()
     process.join()
     assert left.exists()
@@ -106,11 +109,54 @@ def test_folder_of_a_killed_export_is_removed(tmp_path: Path) -> None:
     assert contents(tmp_path) == ["bundle", "bundle/file"]
 
 
+def test_folder_that_a_killed_export_never_locked_is_removed_in_time(tmp_path: Path) -> None:
+    left = tmp_path / ".bundle.exporting-1"
+    left.mkdir()
+    write(tmp_path / "bundle")
+    assert left.exists()
+    os.utime(left, (0, 0))
+    write(tmp_path / "bundle", overwrite=True)
+    assert contents(tmp_path) == ["bundle", "bundle/file"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_whose_replacement_was_killed_comes_back(overwrite: bool, tmp_path: Path) -> None:
+    write(tmp_path / "bundle", "old")
+    process = started(_die_between_the_renames, tmp_path / "bundle")
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "bundle").exists()
+    if overwrite:
+        write(tmp_path / "bundle", overwrite=True)
+    else:
+        with pytest.raises(ExportError, match="--overwrite"):
+            write(tmp_path / "bundle")
+    assert contents(tmp_path) == ["bundle", "bundle/file"]
+    assert (tmp_path / "bundle" / "file").read_text() == ("new" if overwrite else "old")
+
+
 def test_folder_of_a_running_export_is_left_alone(tmp_path: Path) -> None:
     with staged(tmp_path / "bundle", overwrite=True) as folder:
         (folder / "file").write_text("slow")
         write(tmp_path / "bundle", "quick")
         assert (folder / "file").exists()
+    assert (tmp_path / "bundle" / "file").read_text() == "slow"
+
+
+def test_folder_that_is_being_published_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+
+    def slow(path: Path) -> None:
+        if not seen:
+            seen.append(path)
+            os.utime(path.parents[1], (0, 0))
+            write(tmp_path / "bundle", "quick")
+
+    monkeypatch.setattr(publish, "_sync", slow)
+    write(tmp_path / "bundle", "slow", overwrite=True)
+    assert seen
     assert (tmp_path / "bundle" / "file").read_text() == "slow"
 
 
@@ -124,6 +170,12 @@ def test_a_folder_that_appeared_meanwhile_is_not_overwritten(tmp_path: Path) -> 
     assert contents(tmp_path) == ["bundle", "bundle/file"]
 
 
+def started(target: Callable[[Path], None], out: Path) -> Any:
+    process = multiprocessing.get_context("fork").Process(target=target, args=(out,))
+    process.start()
+    return process
+
+
 def _fail(out: Path, failure: BaseException) -> None:
     with staged(out, overwrite=True) as folder:
         (folder / "file").write_text("half")
@@ -134,6 +186,19 @@ def _hang(out: Path) -> None:
     with staged(out, overwrite=False) as folder:
         (folder / "file").write_text("half")
         time.sleep(60)
+
+
+def _die_between_the_renames(out: Path) -> None:
+    """The old folder is out of its place, the new one not in it yet."""
+    rename = Path.rename
+
+    def one(self: Path, target: Path) -> Path:
+        rename(self, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return target
+
+    Path.rename = one  # type: ignore[method-assign]
+    write(out, overwrite=True)
 
 
 def _wait_for(parent: Path, pattern: str) -> Path:

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edge_safe.errors import GateError, MediaError, UsageError
 from edge_safe.evaluation.speed import limits
 from edge_safe.evaluation.speed.graph_work import work_of
@@ -26,6 +23,7 @@ from edge_safe.evaluation.speed.requests import (
     refusing,
     second_turn,
 )
+from edge_safe.evaluation.speed.sample_media import hum, sign
 from edge_safe.evaluation.speed.samples import Action, Samples, interleave, quartiles
 from edge_safe.runtime.bundle import open_bundle
 from edge_safe.runtime.manifest import Manifest, load_manifest
@@ -40,7 +38,6 @@ LONG_CACHE = 2000
 SHORT_CACHE = 8
 LOADS = 5
 _LENGTHS_ROOM = 2  # slot T and one answer token
-_SOUND_RATE = 16000
 
 Tell = Callable[[str, float], None]
 
@@ -287,26 +284,6 @@ def _media_actions(model: SafeModel, settings: Settings, notes: Notes) -> list[A
                 drawn = "a drawn sign of 640 x 480" if name == "image" else "three seconds of a hum"
                 notes.add(f"The {name} is {drawn}; --{name} takes your own.")
     return actions
-
-
-def sign() -> NDArray[np.uint8]:
-    """A picture (480, 640, 3) of a sign with three lines of text."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    picture = Image.new("RGB", (640, 480), (196, 214, 226))
-    pen = ImageDraw.Draw(picture)
-    pen.rectangle((60, 80, 580, 400), fill=(252, 250, 240), outline=(60, 60, 60), width=6)
-    font = ImageFont.load_default(44)
-    for line, text in enumerate(("THE OLD HARBOUR", "open from nine to five", "closed on Mondays")):
-        pen.text((90, 120 + 90 * line), text, fill=(20, 20, 20), font=font)
-    return np.asarray(picture, np.uint8)
-
-
-def hum() -> tuple[NDArray[np.float32], int]:
-    """Three seconds of a low hum, and its rate in Hz."""
-    seconds = np.arange(3 * _SOUND_RATE, dtype=np.float32) / _SOUND_RATE
-    tone = sum(np.sin(2 * np.pi * 110 * k * seconds) / k for k in range(1, 9))
-    return (0.1 * np.asarray(tone)).astype(np.float32), _SOUND_RATE
 
 
 def _limits(

@@ -32,7 +32,8 @@ A family that sees and hears makes its ``Opened`` of the same pieces; ``phi4_mul
 
 ``runtime.families.placeholders`` serves the bundle; no file there, unless a family needs more than
 features at the template's places. ``tests/export/vision_families.py`` takes one row for its tiny
-checkpoint, and every test of vision-language families runs on it.
+checkpoint, and every test of vision-language families runs on it; so does the table of
+``benchmarks/families``, which finds checkpoints through ``tests/export/every_family.py``.
 """
 
 from __future__ import annotations

@@ -222,7 +222,10 @@ class PebbleForConditionalGeneration(Towers, PreTrainedModel, GenerationMixin):
             The language model's output: ``loss`` with labels, ``logits``, ``hidden_states`` ...
         """
         media = (line_pixel_values, object_pixel_values, input_features)
-        if input_ids is not None and self._has_media(input_ids, media):
+        # A placeholder that was decoded stands for nothing; it is embedded like any other token.
+        decoded = past_key_values is not None and past_key_values.get_seq_length() > 0
+        prompted = not decoded or any(m is not None for m in media)
+        if input_ids is not None and prompted and self._has_media(input_ids, media):
             prompt = self.merge(
                 input_ids,
                 attention_mask,

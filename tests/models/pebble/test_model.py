@@ -138,6 +138,17 @@ def test_generate_from_text_alone(
     assert answer.shape[1] == inputs["input_ids"].shape[1] + 3
 
 
+def test_a_placeholder_that_was_decoded_is_a_token_like_any_other(
+    model: PebbleForConditionalGeneration, processor: PebbleProcessor
+) -> None:
+    ids = processor("Hello world")["input_ids"]
+    placeholder = torch.tensor([[model.config.image_token_id]])
+    past = model(input_ids=ids, use_cache=True).past_key_values
+    found = model(input_ids=placeholder, past_key_values=past).logits[0, -1]
+    embeds = model.get_input_embeddings()(torch.cat([ids, placeholder], 1))
+    torch.testing.assert_close(found, model(inputs_embeds=embeds).logits[0, -1])
+
+
 def test_the_number_of_placeholders_must_fit(
     model: PebbleForConditionalGeneration, media: BatchFeature
 ) -> None:
