@@ -45,7 +45,7 @@ def write_reference(family: str, folder: Path) -> Reference | None:
     folder.mkdir(parents=True)
     checkpoint = checkpoint_of(folder)
     tiny.write(checkpoint)
-    model = never_refusing(SafetyTokenModel.from_pretrained(checkpoint))
+    model = never_refusing(tiny.open(checkpoint))
     ways = [TEXT, *([IMAGE, IMAGES] if tiny.sees else []), *([AUDIO] if tiny.hears else [])]
     said = {}
     for way in ways:

@@ -15,6 +15,7 @@ from edge_safe.models.pebble import PebbleProcessor
 from edge_safe.models.prompts import Message, PromptEncoder, template_parts
 from edge_safe.models.safety_model import SafetyTokenModel
 from tests.conftest import write_llama
+from tests.export import phi4_multimodal
 from tests.export.audio_families import AUDIO_FAMILIES, RATE, write_audio_family
 from tests.export.families import FAMILIES, write_family
 from tests.export.vision_families import (
@@ -49,12 +50,14 @@ class TinyFamily:
         inputs: What torch takes for a turn, made by transformers and the family's own processor.
         sees: Whether there are inputs for pictures.
         hears: Whether there are inputs for sound.
+        open: Opens the checkpoint in torch.
     """
 
     write: Callable[[Path], object]
     inputs: MakeInputs
     sees: bool = False
     hears: bool = False
+    open: Callable[[Path], SafetyTokenModel] = SafetyTokenModel.from_pretrained
 
 
 def tiny_family(family: str) -> TinyFamily | None:
@@ -68,6 +71,14 @@ def tiny_family(family: str) -> TinyFamily | None:
         return TinyFamily(write_llama, _text_inputs)
     if family in FAMILIES:
         return TinyFamily(lambda folder: write_family(folder, family), _text_inputs)
+    if family == "phi4_multimodal":
+        return TinyFamily(
+            lambda folder: write_vision_family(folder, family),
+            _phi4_inputs,
+            sees=True,
+            hears=True,
+            open=phi4_multimodal.opened,
+        )
     if not sees and not hears:
         return None
     write = write_vision_family if sees else write_audio_family
@@ -109,6 +120,17 @@ def _audio_inputs(family: str, folder: Path, model: SafetyTokenModel, turn: Turn
         add_generation_prompt=True,
     )
     return tiny.inputs(folder, str(text), sounds)
+
+
+def _phi4_inputs(folder: Path, model: SafetyTokenModel, turn: Turn) -> dict[str, Any]:
+    given = phi4_multimodal.pictures(turn.images)
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in turn.images]
+    if turn.sound is not None:
+        given |= phi4_multimodal.heard(turn.sound)
+        parts.append({"type": "audio", "sound": turn.sound})
+    content = [*parts, *template_parts(turn.text)]
+    ids = phi4_multimodal.Processor(model.tokenizer).ids([{"role": "user", "content": content}])
+    return {"input_ids": ids, **given}
 
 
 def _pebble_inputs(folder: Path, model: SafetyTokenModel, turn: Turn) -> dict[str, Any]:
