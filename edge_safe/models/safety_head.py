@@ -212,9 +212,18 @@ class SafetyModule(nn.Module):
         return head
 
     def join(self, layers: tuple[int, ...]) -> None:
-        """Lets the heads of these layers decide together from now on; see ``read``."""
+        """Lets the heads of these layers decide together from now on; see ``read``.
+
+        Raises:
+            CheckpointError: One of them has no head, or they do not rise.
+        """
         for layer in layers:
             self.head(layer)
+        if list(layers) != sorted(set(layers)):
+            raise CheckpointError(
+                f"The heads of layers {list(layers)} cannot decide together at the last of them: "
+                "name each layer once, by rising depth."
+            )
         self.config = replace(self.config, joined=layers)
 
     def layers_at(self, layer: int) -> tuple[int, ...]:

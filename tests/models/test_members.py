@@ -55,3 +55,8 @@ def test_joined_heads_decide_at_the_last_of_them_and_say_their_mean() -> None:
 def test_a_layer_without_a_head_cannot_be_joined() -> None:
     with pytest.raises(CheckpointError, match="no safety head at layer 2"):
         random_module(0).join((1, 2))
+
+
+def test_joined_layers_have_to_rise() -> None:
+    with pytest.raises(CheckpointError, match="by rising depth"):
+        random_module(0).join((3, 1))

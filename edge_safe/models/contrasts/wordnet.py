@@ -116,7 +116,7 @@ class WordNet:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"Cannot read WordNet's {path} ({error}). Install it (apt-get install "
-                "wordnet-base) or name its folder in data.contrasts.wordnet."
+                "wordnet-base) or name its folder in data.wordnet."
             ) from error
         return [line for line in text.split("\n") if line and not line.startswith(" ")]
 
