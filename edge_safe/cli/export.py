@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,9 @@ from edge_safe.cli import options
 from edge_safe.cli.console import Terminal, percent, without_loading_bars
 from edge_safe.errors import UsageError
 from edge_safe.export.quantization import PRECISIONS, REFUSED, TABLE_FORMATS
+
+if TYPE_CHECKING:
+    from edge_safe.export.auto import Candidate
 
 # No row of the table: a search among them.
 AUTO = "auto"
@@ -23,7 +27,7 @@ CACHES = ("fp32", "fp16", "int8")
 def _rows() -> str:
     """The table of precisions as one sentence."""
     rows = "; ".join(f"{row.name}: {row.good_for}" for row in PRECISIONS.values())
-    return f"{rows}; {AUTO}: the smallest mixture of 4 and 8 bits that is accepted"
+    return f"{rows}; {AUTO}: the smallest mixture of formats that is accepted"
 
 
 def command(
@@ -152,8 +156,8 @@ def command(
             f"{percent(drift.torch_fpr)} of the harmless rows, this one {percent(drift.fpr)}."
         )
     if report.search is not None:
-        bits = report.search.candidates[report.search.chosen].bits
-        terminal.say(f"auto chose 8 bits in {bits.count(8)} of {len(bits)} layers")
+        chosen = report.search.candidates[report.search.chosen]
+        terminal.say(f"auto chose {_in_words(chosen)}")
     terminal.say(f"compared with {report.parity.reference}")
     terminal.say(f"peak memory of the export: {report.peak_memory_mb} MB")
     return 0
@@ -167,3 +171,14 @@ def _check(option: str, value: str | None, known: Collection[str]) -> None:
     """
     if value is not None and value not in known:
         raise UsageError(f"{option} is {value!r}; choose one of {', '.join(known)}")
+
+
+def _in_words(candidate: Candidate) -> str:
+    """Runs of layers that are stored alike, then embedding and lm_head."""
+    runs = []
+    start = 0
+    for row, group in itertools.groupby(candidate.layers):
+        end = start + len(list(group)) - 1
+        runs.append(f"{row} in layers {start} to {end}")
+        start = end + 1
+    return f"{', '.join(runs)}; {candidate.tables} in embedding and lm_head"

@@ -1,15 +1,17 @@
-"""Which layers need 8 bits: measured group by group, smallest bundle first.
+"""Which matrices need how many bytes: measured group by group, smallest bundle first.
 
-Each group of layers is rounded to 4 bits alone, in torch, and the verdicts and next tokens of some
-prompts are compared with the unrounded model's. Candidates then run from 4 bits everywhere to 8
-bits everywhere; the group that costs most per byte saved is the first to get its bytes back.
+Each group (some layers; embedding and lm_head) is rounded alone, in torch, to each of the formats
+it may have, and the verdicts and next tokens of some prompts are compared with the unrounded
+model's. Candidates then run from the smallest format everywhere to the largest everywhere; the
+group that gains most per byte is the first to get a larger one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,15 +24,24 @@ from transformers import PreTrainedModel
 
 from edge_safe.errors import ExportError
 from edge_safe.export.drift import refuses
-from edge_safe.export.footprint import least_bytes
+from edge_safe.export.footprint import least_bytes, matrix_bytes
 from edge_safe.export.graphs.spec import DecoderSpec
 from edge_safe.export.packing import dequantize
-from edge_safe.export.quantization import INT4, INT8, PRECISIONS, MatrixFormat, Precision
+from edge_safe.export.quantization import (
+    PRECISIONS,
+    TABLE_FORMATS,
+    MatrixFormat,
+    Precision,
+)
 from edge_safe.export.reference import Reference
 from edge_safe.export.rounding import quantize
 from edge_safe.models.base_model import decoder_layers
 from edge_safe.runtime.calibration import StageCalibration
 
+# Rows of the table of precisions that a group of layers may have, and formats of embedding and
+# lm_head, from the smallest on. What the last ones lose is taken as nothing.
+LAYER_ROWS = ("int4-asymmetric-128", "int4", "int8")
+TABLE_ROWS = ("int4", "int8")
 # Groups of consecutive layers; the gate's layer is always a border.
 GROUPS = 6
 PICTURE = "pareto.png"
@@ -38,34 +49,31 @@ PICTURE = "pareto.png"
 PROMPTS = 48
 
 Array = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 
 
 class GroupEffect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What rounding one group of layers to 4 bits does, everything else unrounded.
+    """What rounding one group alone does, everything else unrounded.
 
     Attributes:
-        first: First layer.
-        last: Last layer.
+        layers: First and last layer; None for embedding and lm_head.
+        row: What it is rounded to.
         log_odds: Mean change of the verdict's log-odds, without sign.
         kl: Mean KL divergence of the next token, in nats.
     """
 
-    first: int
-    last: int
+    layers: tuple[int, int] | None
+    row: str
     log_odds: float
     kl: float
 
-    @property
-    def layers(self) -> range:
-        """The layers."""
-        return range(self.first, self.last + 1)
-
 
 class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One way to spread bits over the layers.
+    """One way to spread bytes over the matrices.
 
     Attributes:
-        bits: Per layer.
+        layers: Row of the table of precisions, per layer.
+        tables: Format of embedding and lm_head.
         bytes: Of the language model's matrices, at least.
         bytes_per_token: Read for each token that is decoded, which bounds the speed.
         agreement: Verdicts like the unrounded model's, the weights rounded in torch.
@@ -73,12 +81,21 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         accepted: Whether the finished bundle passed acceptance; None where none was built.
     """
 
-    bits: tuple[int, ...]
+    layers: tuple[str, ...]
+    tables: str
     bytes: int
     bytes_per_token: int
     agreement: float
     kl: float
     accepted: bool | None = None
+
+    def hopeless(self, perplexity: float) -> bool:
+        """Whether it is not worth building where perplexity may rise by that factor at most.
+
+        A mean KL divergence is what the logarithm of the perplexity rises by on the model's own
+        samples.
+        """
+        return self.kl > math.log(perplexity)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,11 +106,49 @@ class Choice:
     candidate: Candidate
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """Matrices that are rounded alike.
+
+    Attributes:
+        layers: Layers; empty for embedding and lm_head.
+        rows: What they may be stored as, from the smallest on.
+    """
+
+    layers: range
+    rows: tuple[str, ...]
+
+    def form(self, level: int) -> MatrixFormat:
+        """The format of a row by its place."""
+        name = self.rows[level]
+        return PRECISIONS[name].weights if self.layers else TABLE_FORMATS[name]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Probe:
+    """A torch model, what it is asked, and what it answers before anything is rounded."""
+
+    reference: Reference
+    model: PreTrainedModel
+    spec: DecoderSpec
+    prompts: Sequence[Ids]
+    calibration: StageCalibration
+
+    def measure(self) -> tuple[Array, Array]:
+        """(n,) log-odds and (n, V) log-probabilities of the token at slot T."""
+        embeds = [self.reference.embed(ids) for ids in self.prompts]
+        found = self.reference.run_each(embeds)
+        verdicts = [e.final_verdict if e.gate_verdict is None else e.gate_verdict for e in found]
+        odds = np.array([v[0, 0] - v[0, 1] for v in verdicts], np.float32)
+        logits = torch.from_numpy(np.concatenate([e.logits for e in found]))
+        return odds, logits.log_softmax(-1).numpy()
+
+
 def search(
     reference: Reference,
     model: PreTrainedModel,
     spec: DecoderSpec,
-    prompts: Sequence[Array],
+    prompts: Sequence[Ids],
     calibration: StageCalibration,
     exit_layer: int | None,
 ) -> tuple[list[GroupEffect], list[Choice]]:
@@ -103,7 +158,7 @@ def search(
         reference: The torch model with its safety module.
         model: Its language model, whose weights are rounded and put back.
         spec: Its description.
-        prompts: (1, S, d) embeddings with slot T.
+        prompts: (1, S) ids with slot T.
         calibration: Of the first stage.
         exit_layer: Layer of the gate.
 
@@ -115,24 +170,71 @@ def search(
             "Precision auto rounds the torch model in memory, for which this one is too large. "
             "Choose a precision: int4, or int4-gate8 where verdicts count most."
         )
-    whole = _measure(reference, prompts)
-    groups = [
-        GroupEffect(first, last, *_effect(reference, model, prompts, range(first, last + 1), whole))
+    probe = Probe(reference, model, spec, prompts, calibration)
+    whole = probe.measure()
+    groups = [Group(range(0), TABLE_ROWS)]
+    groups += [
+        Group(range(first, last + 1), LAYER_ROWS)
         for first, last in _borders(spec.layers, exit_layer)
     ]
-    odds = max(effect.log_odds for effect in groups) or 1.0
-    kl = max(effect.kl for effect in groups) or 1.0
-    order = sorted(
-        groups, key=lambda e: (e.log_odds / odds + e.kl / kl) / len(e.layers), reverse=True
-    )
+    effects = {
+        (number, level): _effect(probe, group, level, whole)
+        for number, group in enumerate(groups)
+        for level in range(len(group.rows) - 1)
+    }
     choices = []
-    for raised in range(len(order) + 1):
-        eight = {layer for effect in order[:raised] for layer in effect.layers}
-        forms = tuple(INT8 if layer in eight else INT4 for layer in range(spec.layers))
-        row = dataclasses.replace(PRECISIONS["int4"], name="auto", layers=forms)
-        found = _candidate(reference, model, spec, prompts, calibration, row, whole)
-        choices.append(Choice(row, found))
-    return groups, choices
+    for levels in _path(groups, effects, spec):
+        row = _row(groups, levels, spec.layers)
+        choices.append(Choice(row, _candidate(probe, groups, levels, row, whole)))
+    return list(effects.values()), sorted(choices, key=lambda choice: choice.candidate.bytes)
+
+
+def _path(
+    groups: Sequence[Group],
+    effects: dict[tuple[int, int], GroupEffect],
+    spec: DecoderSpec,
+) -> Iterator[tuple[int, ...]]:
+    """Levels of all groups, from the smallest everywhere to the largest everywhere."""
+    odds = max(effect.log_odds for effect in effects.values()) or 1.0
+    kl = max(effect.kl for effect in effects.values()) or 1.0
+
+    def damage(number: int, level: int) -> float:
+        effect = effects.get((number, level))
+        return 0.0 if effect is None else effect.log_odds / odds + effect.kl / kl
+
+    levels = [0] * len(groups)
+
+    def gain(number: int) -> float:
+        higher = levels.copy()
+        higher[number] += 1
+        added = _size(groups, higher, spec) - _size(groups, levels, spec)
+        return (damage(number, levels[number]) - damage(number, higher[number])) / added
+
+    while True:
+        yield tuple(levels)
+        open_ = [n for n, group in enumerate(groups) if levels[n] + 1 < len(group.rows)]
+        if not open_:
+            return
+        levels[max(open_, key=gain)] += 1
+
+
+def _row(groups: Sequence[Group], levels: Sequence[int], layers: int) -> Precision:
+    """The candidate as a row of the table of precisions."""
+    forms = {
+        layer: group.form(level)
+        for group, level in zip(groups, levels, strict=True)
+        for layer in group.layers
+    }
+    return dataclasses.replace(
+        PRECISIONS["int4"],
+        name="auto",
+        embedding=groups[0].form(levels[0]),
+        layers=tuple(forms[layer] for layer in range(layers)),
+    )
+
+
+def _size(groups: Sequence[Group], levels: Sequence[int], spec: DecoderSpec) -> int:
+    return least_bytes(spec, _row(groups, levels, spec.layers), None)
 
 
 def draw(candidates: Sequence[Candidate], chosen: int, path: Path) -> None:
@@ -163,51 +265,43 @@ def _borders(layers: int, exit_layer: int | None) -> list[tuple[int, int]]:
     return [(first, end - 1) for first, end in pairwise(cuts)]
 
 
-def _measure(reference: Reference, prompts: Sequence[Array]) -> tuple[Array, Array]:
-    """(n,) log-odds and (n, V) log-probabilities of the token at slot T."""
-    found = reference.run_each(prompts)
-    verdicts = [e.final_verdict if e.gate_verdict is None else e.gate_verdict for e in found]
-    odds = np.array([v[0, 0] - v[0, 1] for v in verdicts], np.float32)
-    logits = torch.from_numpy(np.concatenate([e.logits for e in found]))
-    return odds, logits.log_softmax(-1).numpy()
-
-
-def _effect(
-    reference: Reference,
-    model: PreTrainedModel,
-    prompts: Sequence[Array],
-    layers: range,
-    whole: tuple[Array, Array],
-) -> tuple[float, float]:
-    """Changes of log-odds and next token by 4 bits in these layers."""
-    with _rounded(model, dict.fromkeys(layers, INT4)):
-        odds, tokens = _measure(reference, prompts)
-    return float(np.abs(odds - whole[0]).mean()), _kl(whole[1], tokens)
+def _effect(probe: Probe, group: Group, level: int, whole: tuple[Array, Array]) -> GroupEffect:
+    """Changes of log-odds and next token by one format in one group."""
+    with _rounded(probe, group, level):
+        odds, tokens = probe.measure()
+    layers = (group.layers[0], group.layers[-1]) if group.layers else None
+    change = float(np.abs(odds - whole[0]).mean())
+    return GroupEffect(layers, group.rows[level], change, _kl(whole[1], tokens))
 
 
 def _candidate(
-    reference: Reference,
-    model: PreTrainedModel,
-    spec: DecoderSpec,
-    prompts: Sequence[Array],
-    calibration: StageCalibration,
+    probe: Probe,
+    groups: Sequence[Group],
+    levels: Sequence[int],
     row: Precision,
     whole: tuple[Array, Array],
 ) -> Candidate:
-    with _rounded(model, dict(enumerate(row.layers))):
-        odds, tokens = _measure(reference, prompts)
+    with ExitStack() as stack:
+        for group, level in zip(groups, levels, strict=True):
+            stack.enter_context(_rounded(probe, group, level))
+        odds, tokens = probe.measure()
     same = [
-        refuses(calibration, float(a)) == refuses(calibration, float(b))
+        refuses(probe.calibration, float(a)) == refuses(probe.calibration, float(b))
         for a, b in zip(odds, whole[0], strict=True)
     ]
+    spec = probe.spec
     size = least_bytes(spec, row, None)
-    table = least_bytes(dataclasses.replace(spec, layers=0), row, None)
-    # Of the embedding one row is read; lm_head is read whole, and is the same table if tied.
-    per_token = size - (0 if spec.tied else table // 2)
+    names = {
+        layer: group.rows[level]
+        for group, level in zip(groups, levels, strict=True)
+        for layer in group.layers
+    }
     return Candidate(
-        tuple(form.bits for form in row.layers),
+        tuple(names[layer] for layer in range(spec.layers)),
+        groups[0].rows[levels[0]],
         size,
-        per_token,
+        # Of the embedding one row is read; lm_head is read whole, and is the same table if tied.
+        size - (0 if spec.tied else matrix_bytes(spec.table_parameters, row.embedding)),
         float(np.mean(same)),
         _kl(whole[1], tokens),
     )
@@ -218,20 +312,29 @@ def _kl(expected: Array, found: Array) -> float:
 
 
 @contextmanager
-def _rounded(model: PreTrainedModel, forms: dict[int, MatrixFormat]) -> Iterator[None]:
-    """Rounds the linear layers of some decoder layers for as long as the block runs."""
-    kept: list[tuple[nn.Linear, torch.Tensor]] = []
-    layers = decoder_layers(model)
+def _rounded(probe: Probe, group: Group, level: int) -> Iterator[None]:
+    """Rounds a group's matrices for as long as the block runs."""
+    form = group.form(level)
+    layers = decoder_layers(probe.model)
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
-        for index, form in forms.items():
-            for module in layers[index].modules():
-                if isinstance(module, nn.Linear):
-                    weight = module.weight.detach().numpy()
-                    kept.append((module, module.weight.data))
-                    packed = quantize(weight, form)
-                    rounded = dequantize(packed, form, weight.shape[1])
-                    module.weight.data = torch.from_numpy(rounded)
+        for weight in _weights(probe.model, [layers[index] for index in group.layers]):
+            matrix = weight.detach().numpy()
+            kept.append((weight, weight.data))
+            weight.data = torch.from_numpy(
+                dequantize(quantize(matrix, form), form, matrix.shape[1])
+            )
         yield
     finally:
-        for module, data in kept:
-            module.weight.data = data
+        for weight, data in kept:
+            weight.data = data
+
+
+def _weights(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[torch.Tensor]:
+    """Of the linear layers in some decoder layers; without any, embedding and lm_head, once."""
+    if layers:
+        linear = (m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear))
+        return [module.weight for module in linear]
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    found = [getattr(table, "weight", None) for table in tables]
+    return list({id(weight): weight for weight in found if weight is not None}.values())

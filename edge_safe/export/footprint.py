@@ -28,13 +28,13 @@ def least_bytes(spec: DecoderSpec, precision: Precision, exit_layer: int | None)
         exit_layer: Layer of the gate.
     """
     layers = sum(
-        _bytes(spec.layer_parameters, precision.of_layer(index, exit_layer))
+        matrix_bytes(spec.layer_parameters, precision.of_layer(index, exit_layer))
         for index in range(spec.layers)
     )
     tables = [precision.embedding]
     if not spec.tied or precision.head != precision.embedding:
         tables.append(precision.head)
-    return layers + sum(_bytes(spec.table_parameters, form) for form in tables)
+    return layers + sum(matrix_bytes(spec.table_parameters, form) for form in tables)
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -52,7 +52,11 @@ def check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _bytes(weights: int, form: MatrixFormat) -> int:
-    # Scales are float32, one a block.
-    per_block = 4 / form.block if form.blocked else 0
-    return int(weights * (form.bits / 8 + per_block))
+def matrix_bytes(weights: int, form: MatrixFormat) -> int:
+    """Bytes that so many weights take at least in a format."""
+    if not form.blocked:
+        return weights * form.bits // 8
+    # Scales are float32, one a block; offsets are one more column a block.
+    per_block = 4 + (0 if form.symmetric else form.bits / 8)
+    columns = weights * (1 + 1 / form.block) if form.offsets else weights
+    return int(columns * (form.bits / 8 + per_block / form.block))

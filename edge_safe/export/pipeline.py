@@ -102,8 +102,8 @@ def export_bundle(
         source: The checkpoint folder, or that of a peft adapter.
         out: The bundle folder to write.
         target: Hardware and provider, a row of the table of targets.
-        precision: A row of the table of precisions, or ``auto`` for the smallest mixture of 4 and
-            8 bits that is accepted.
+        precision: A row of the table of precisions, or ``auto`` for the smallest mixture of
+            formats that is accepted.
         embedding: A format for the embedding in place of the row's own.
         lm_head: The same for the output matrix.
         kv_cache: What keys and values are kept as.
@@ -199,28 +199,30 @@ def export_bundle(
 
 
 def _search(job: Job, form: Form) -> ExportReport:
-    """Builds candidates, the smallest first, until one is accepted; the last one otherwise."""
+    """Builds candidates, the smallest first, until one is accepted; the last one otherwise.
+
+    Those that cost more perplexity in torch than acceptance lets pass are not built.
+    """
     encoder = PromptEncoder(job.opened.tokenizer)
     texts = [row.prompt for row in job.acceptance.rows if row.modality == "text"][: auto.PROMPTS]
-    prompts = [
-        job.reference.embed(
-            np.array([[*encoder.encode([Message("user", text)]), job.plan.safe_token_id]])
-        )
-        for text in texts
-    ]
     with job.clock.step("measure layer groups"):
         groups, choices = auto.search(
             job.reference,
             job.opened.language,
             job.opened.spec,
-            prompts,
+            [
+                np.array([[*encoder.encode([Message("user", text)]), job.plan.safe_token_id]])
+                for text in texts
+            ],
             job.plan.stages[job.plan.first_stage],
             job.plan.exit_layer,
         )
     candidates = [choice.candidate for choice in choices]
-    for number, choice in enumerate(choices):
+    bound = job.target.bounds.perplexity
+    worth = [number for number, one in enumerate(candidates) if not one.hopeless(bound)]
+    for number in worth or [len(choices) - 1]:
         _empty(job.folder)
-        report = _attempt(job, Form(choice.precision, form.cache, form.seen))
+        report = _attempt(job, Form(choices[number].precision, form.cache, form.seen))
         passed = report.accepted.passed
         candidates[number] = msgspec.structs.replace(candidates[number], accepted=passed)
         if passed:

@@ -115,7 +115,7 @@ class AutoSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How precision ``auto`` came to its choice.
 
     Attributes:
-        groups: What 4 bits do in each group of layers alone.
+        groups: What each format does in each group of matrices alone.
         candidates: What was considered, the smallest first.
         chosen: Which of them the bundle is.
     """

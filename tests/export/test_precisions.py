@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from edge_safe import Decision, SafeModel
 from edge_safe.errors import ExportError, UsageError
-from edge_safe.export import export_bundle
+from edge_safe.export import auto, export_bundle
 from edge_safe.export.checkpoint.four_bit import FourBit, FourBitTensors
 from edge_safe.export.checkpoint.shards import Shards
 from edge_safe.export.packing import lattice_matrix
 from edge_safe.export.quantization import INT4, PRECISIONS
 from edge_safe.export.rounding import round_matrix
+from edge_safe.export.targets import target_named
 from edge_safe.runtime.manifest import load_manifest
 
 # Largest mean KL divergence of the next token from torch's, and largest change of p_unsafe, on
@@ -229,10 +230,15 @@ def test_auto_takes_the_smallest_that_is_accepted(tiny_checkpoint: Path, tmp_pat
     search = report.search
     assert [c.bytes for c in search.candidates] == sorted(c.bytes for c in search.candidates)
     assert search.candidates[search.chosen].accepted
-    assert all(c.accepted is False for c in search.candidates[: search.chosen])
-    assert set(search.candidates[0].bits) == {4}
-    assert set(search.candidates[-1].bits) == {8}
-    assert [layer for g in search.groups for layer in g.layers] == [0, 1, 2, 3]
+    smaller = search.candidates[: search.chosen]
+    bound = target_named("cpu").bounds.perplexity
+    assert all(c.accepted is (None if c.hopeless(bound) else False) for c in smaller)
+    first, last = search.candidates[0], search.candidates[-1]
+    assert (set(first.layers), first.tables) == ({"int4-asymmetric-128"}, "int4")
+    assert (set(last.layers), last.tables) == ({"int8"}, "int8")
+    by_row = {row: [g.layers for g in search.groups if g.row == row] for row in auto.LAYER_ROWS}
+    assert by_row["int4-asymmetric-128"] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert by_row["int4"] == [None, *by_row["int4-asymmetric-128"]]
     assert (tmp_path / "b" / "pareto.png").read_bytes().startswith(b"\x89PNG")
     assert "pareto.png" in load_manifest(tmp_path / "b").files
     assert SafeModel.load(tmp_path / "b").assess("Tell me a story.").reason is None
