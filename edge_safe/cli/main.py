@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +29,9 @@ from edge_safe.cli import (
 )
 from edge_safe.cli.console import Terminal
 from edge_safe.cli.errors import Failure, explain
+
+# Seconds after Ctrl-C in which an error that nobody expected is taken for its work.
+_AFTERMATH = 5.0
 
 app = typer.Typer(
     name="edge-safe",
@@ -90,14 +97,18 @@ def call(arguments: Sequence[str]) -> int:
     """
     options = list(arguments)[: arguments.index("--") if "--" in arguments else None]
     terminal = Terminal(json="--json" in options, verbose=bool({"--verbose", "-v"} & set(options)))
+    interrupts: list[float] = []
     try:
-        return int(app(list(arguments), prog_name="edge-safe", standalone_mode=False) or 0)
+        with _noting_interrupts(interrupts):
+            return int(app(list(arguments), prog_name="edge-safe", standalone_mode=False) or 0)
     except BrokenPipeError:
         # The reader of our output has gone; a flush at exit must not complain about it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt) as error:
         failure = _usage_failure(error) or explain(error)
+        if failure is None and interrupts and time.monotonic() - interrupts[-1] < _AFTERMATH:
+            failure = explain(KeyboardInterrupt())
         if failure is None or terminal.verbose:
             terminal.detail(traceback.format_exc())
         if failure is None:
@@ -111,6 +122,29 @@ def call(arguments: Sequence[str]) -> int:
         if failure.message:
             terminal.err.print(f"edge-safe: {failure.message}", style="red", markup=False)
         return failure.exit_code
+
+
+@contextmanager
+def _noting_interrupts(moments: list[float]) -> Iterator[None]:
+    """Notes when Ctrl-C came: libraries written in C may turn it into an error of their own."""
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler:
+        yield  # somebody else's program, or not the main thread's business
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        moments.append(time.monotonic())
+        signal.default_int_handler(number, frame)
+
+    try:
+        signal.signal(signal.SIGINT, note)
+    except ValueError:  # only the main thread may
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _usage_failure(error: BaseException) -> Failure | None:

@@ -6,6 +6,8 @@ beyond it is ever read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edge_safe.errors import PromptError
@@ -73,6 +75,18 @@ class KeyValueCache:
                 binding.input(f"past_key_values.{layer}.{kind}", buffer)
                 binding.output(f"present.{layer}.{kind}", buffer)
 
+    def copy(self, layers: range, count: int) -> list[Array]:
+        """Copies of the first ``count`` positions: keys, then values, of each of some layers."""
+        chosen = self._buffers[2 * layers.start : 2 * layers.stop]
+        return [buffer.numpy()[:, :, :count].copy() for buffer in chosen]
+
+    def load(self, caches: Sequence[Array], count: int) -> None:
+        """Writes what ``copy`` gave of the first layers; room for it was reserved."""
+        for buffer, kept in zip(self._buffers, caches, strict=False):
+            whole = buffer.numpy()
+            whole[:, :, :count] = kept[:, :, :count]
+            buffer.write(whole)
+
     @property
     def place(self) -> int:
         """Place of the next position in the rotary embedding."""
@@ -123,6 +137,11 @@ class GateColumns:
             self._data = grown
         self._data[:, :, :, self.length : end] = columns
         self.length = end
+
+    def first(self, count: int) -> Array:
+        """A copy of the first ``count`` columns."""
+        columns: Array = self._data[:, :, :, :count].copy()
+        return columns
 
     def since(self, length: int) -> Array:
         """A copy of the columns from ``length`` on."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from edge_safe.runtime.gate import Gate, judge
 from edge_safe.runtime.inputs import Inputs, in_a_row, join
 from edge_safe.runtime.policy import STAGES, Policy, Stage
 from edge_safe.runtime.prefill import Span
+from edge_safe.runtime.prefix import Prefix, PrefixCache
 from edge_safe.runtime.session import Array
 from edge_safe.runtime.verdict import Decision, Verdict
 
@@ -63,12 +64,14 @@ class Judged:
         states: What the decoder still has to read, None once it has or never may.
         logits: (1, 1, V) logits at slot T, where the decoder already ran for its verdict.
         spans: Of the prompt's positions, those that see each other.
+        beginning: (n,) first ids of the prompt, to be kept once the decoder has read them.
     """
 
     verdict: Verdict
     states: Inputs | None = None
     logits: Array | None = None
     spans: Sequence[Span] = ()
+    beginning: Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def failed(error: Exception, stage: str, deadline: Deadline) -> Verdict:
@@ -80,12 +83,20 @@ def failed(error: Exception, stage: str, deadline: Deadline) -> Verdict:
 
 
 class Engine:
-    """The graphs of a bundle, and the rule in which order they run. Shared between threads."""
+    """The graphs of a bundle, and the rule in which order they run. Shared between threads.
 
-    def __init__(self, bundle: Bundle) -> None:
+    Args:
+        bundle: The bundle.
+        prefix_bytes: What is kept of beginnings that prompts share, at most.
+    """
+
+    def __init__(self, bundle: Bundle, prefix_bytes: int = 0) -> None:
         self._bundle = bundle
         self._manifest = bundle.manifest
         self._safe_token = bundle.manifest.safety.safe_token_id
+        # Where all of a prompt sees all of it, a beginning depends on what follows.
+        whole = bundle.manifest.model.bidirectional == "prompt"
+        self._prefixes = PrefixCache(0 if whole else prefix_bytes)
 
     def load(self) -> None:
         """Opens the language model's graphs now, so that a bad file shows before a request.
@@ -149,6 +160,7 @@ class Engine:
         deadline: Deadline,
         modality: Modality = "text",
         spans: Sequence[Span] = (),
+        leading: Array | None = None,
     ) -> Judged:
         """Puts the safe token at slot T, runs the stages and rolls back unless all allow.
 
@@ -162,26 +174,31 @@ class Engine:
             deadline: What ends it early.
             modality: The way in of all that the gate sees, past turns included.
             spans: Of the T new positions, those that see each other.
+            leading: (n,) ids of the first of them, as far as they have ids.
 
         Returns:
             The verdict; ``Decision.ERROR`` for whatever kept the gate from deciding.
         """
-        seen = state.columns.length if state.columns is not None else 0
+        before = length, seen = state.lengths()
+        if before != (0, 0) or leading is None:
+            leading = np.zeros(0, np.int64)
+        # T-1 has to be in the same run as slot T.
+        leading = leading[: len(inputs) - 1]
         stages = self.stages(policy)
         try:
-            judged = self._judge(inputs, state, stages, policy, deadline, modality, spans)
+            judged = self._judge(inputs, state, stages, policy, deadline, modality, spans, leading)
         except Exception as error:
             if isinstance(error, EdgeSafeError) and not isinstance(error, GateError):
-                self._forget(state, seen)
+                state.rewind(before)
                 raise
             judged = Judged(failed(error, stages[0], deadline))
         except BaseException:
-            self._forget(state, seen)
+            state.rewind(before)
             raise
         if judged.verdict.decision is Decision.REFUSE:
-            self._forget(state, seen + len(inputs))
+            state.rewind((length, seen + len(inputs)))
         elif judged.verdict.decision is Decision.ERROR:
-            self._forget(state, seen)
+            state.rewind(before)
         return judged
 
     def open(self, judged: Judged, state: State) -> Array:
@@ -197,6 +214,7 @@ class Engine:
             logits, _ = self._decoder().prefill(judged.states, state.cache, spans=judged.spans)
             state.cache.extend(len(judged.states), judged.states.span)
             judged.states, judged.logits = None, logits
+            self._keep(judged.beginning, state, range(self._manifest.model.layers))
         row: Array = logits[0, 0]
         return row
 
@@ -221,25 +239,51 @@ class Engine:
         deadline: Deadline,
         modality: Modality,
         spans: Sequence[Span],
+        leading: Array,
     ) -> Judged:
         """The stages one after the other; the first one that does not allow ends it."""
-        states = join([inputs, self.embed([self._safe_token])])
-        state.cache.reserve(state.cache.length + len(states))
+        state.cache.reserve(state.cache.length + len(inputs) + 1)
+        prefix, count = self._prefixes.find(leading)
+        if prefix is not None:
+            prefix.load(count, state.cache, state.columns)
+        states = join([inputs.behind(count), self.embed([self._safe_token])])
+        spans = [(first - count, end - count) for first, end in spans]
         gate = self._gate()
-        verdict = None
+        beginning = leading[: self._prefixes.worth_keeping(leading)]
         if gate is not None and state.columns is not None:
             states, logits = gate.prefill(states, state.cache, state.columns, deadline, spans)
             deadline.check()
+            if prefix is None:
+                self._keep(beginning, state, gate.layers, states)
+            elif prefix.states is not None:
+                # Of the beginning the decoder has read nothing yet.
+                state.cache.truncate(0)
+                states = join([self.place(prefix.states[:count]), states])
+                spans = [(first + count, end + count) for first, end in spans]
+                self._keep(beginning, state, gate.layers, states)
+                beginning = beginning if len(beginning) else leading[:count]
             if "gate" in stages:
                 verdict = self._verdict(logits, "gate", policy, modality)
                 if verdict.decision is not Decision.ALLOW or stages[-1] == "gate":
-                    return Judged(verdict, states, spans=spans)
+                    return Judged(verdict, states, spans=spans, beginning=beginning)
         logits, final = self._decoder().prefill(states, state.cache, deadline, spans)
         deadline.check()
+        self._keep(beginning, state, range(self._manifest.model.layers))
         verdict = self._verdict(final, "final", policy, modality)
         if verdict.decision is Decision.ALLOW:
             state.cache.extend(len(states), states.span)
         return Judged(verdict, None, logits)
+
+    def _keep(
+        self, beginning: Array, state: State, layers: range, states: Inputs | None = None
+    ) -> None:
+        """Keeps what the first layers have read of a prompt's beginning."""
+        count = len(beginning)
+        if count:
+            columns = None if state.columns is None else state.columns.first(count)
+            caches = state.cache.copy(range(layers.stop), count)
+            rows = None if states is None else states.rows[:count].copy()
+            self._prefixes.keep(Prefix(beginning, caches, columns, rows))
 
     def _verdict(self, logits: Array, stage: Stage, policy: Policy, modality: Modality) -> Verdict:
         """Judges one stage by the policy's threshold, or else by that of the way in."""

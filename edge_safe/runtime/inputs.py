@@ -39,6 +39,10 @@ class Inputs:
         """How far the rotary embedding's places reach; n where they are counted one by one."""
         return int(self.places.max()) + 1 if self.places.size else 0
 
+    def behind(self, count: int) -> Inputs:
+        """The positions from ``count`` on; those before it were counted one by one."""
+        return Inputs(self.rows[count:], self.places[:, count:] - count, self.deepstack[:, count:])
+
     def with_rows(self, rows: Array) -> Inputs:
         """The same positions with other rows, hidden states say."""
         return replace(self, rows=rows)

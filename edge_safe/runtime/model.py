@@ -38,6 +38,7 @@ from edge_safe.runtime.verdict import Verdict
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+PREFIX_CACHE_MB = 64.0
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -65,6 +66,7 @@ class SafeModel:
         untrained_towers: bool = False,
         accept_failed: bool = False,
         profile_folder: str | PathLike[str] | None = None,
+        prefix_cache_mb: float = PREFIX_CACHE_MB,
     ) -> SafeModel:
         """Opens a bundle.
 
@@ -78,6 +80,8 @@ class SafeModel:
                 embeddings mean nothing yet, and the gate cannot judge what comes through them.
             accept_failed: Opens a bundle that failed its acceptance test all the same.
             profile_folder: Where ONNX Runtime writes a profile of every graph it opens.
+            prefix_cache_mb: Memory, in MB of 2**20 bytes, for what prompts have in common at
+                their beginning, the system text say, so that it is computed once; 0 keeps nothing.
 
         Raises:
             BundleError: The folder is no bundle, or lacks a file.
@@ -100,7 +104,7 @@ class SafeModel:
             policy = check_policy(policy)
         else:
             policy = load_policy(Path(policy))
-        engine = Engine(bundle)
+        engine = Engine(bundle, int(prefix_cache_mb * 2**20))
         engine.stages(policy)
         engine.load()
         controls = {*safety.control_token_ids, safety.safe_token_id, safety.unsafe_token_id}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -159,3 +160,9 @@ def token_ids(arrays: Sequence[Encoded]) -> Array:
     """All ids (n,) among them."""
     ids = [a for a in arrays if isinstance(a, np.ndarray) and a.ndim == 1]
     return np.concatenate([np.zeros(0, np.int64), *ids])
+
+
+def leading_ids(arrays: Sequence[Encoded]) -> Array:
+    """The ids (n,) in front of the first embeddings or picture."""
+    plain = itertools.takewhile(lambda a: isinstance(a, np.ndarray) and a.ndim == 1, arrays)
+    return token_ids(list(plain))

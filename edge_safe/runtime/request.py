@@ -22,7 +22,13 @@ from edge_safe.runtime.manifest import Bidirectional
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.policy import Policy
 from edge_safe.runtime.prefill import Span
-from edge_safe.runtime.prompt import Message, PromptBuilder, positions, token_ids
+from edge_safe.runtime.prompt import (
+    Message,
+    PromptBuilder,
+    leading_ids,
+    positions,
+    token_ids,
+)
 from edge_safe.runtime.reply import Reply, Timing, Usage
 from edge_safe.runtime.sampler import Sampling
 from edge_safe.runtime.session import Array
@@ -46,6 +52,8 @@ class Prompt:
         modality: The way in of all that the gate will have seen.
         spans: Of the T positions, those that see each other.
         question_spans: Of the Q positions likewise.
+        leading: (n,) ids of its first positions, up to a picture or sound.
+        question_leading: Of the question likewise.
     """
 
     embeds: Inputs
@@ -55,6 +63,8 @@ class Prompt:
     modality: Modality = "text"
     spans: list[Span] = field(default_factory=list)
     question_spans: list[Span] = field(default_factory=list)
+    leading: Array | None = None
+    question_leading: Array | None = None
 
 
 class Requests:
@@ -138,6 +148,8 @@ class Requests:
             way_in(message.modality for message in messages),
             find_spans(arrays, self._bidirectional),
             find_spans(question or [], self._bidirectional),
+            leading_ids(arrays),
+            leading_ids(question or []),
         )
 
     def _embed(self, arrays: Sequence[Encoded]) -> Inputs:
@@ -235,12 +247,19 @@ class Requests:
         if prompt.question is not None:
             before = state.lengths()
             judged = self._judge(
-                prompt.question, prompt.modality, state, deadline, prompt.question_spans
+                prompt.question,
+                prompt.modality,
+                state,
+                deadline,
+                prompt.question_spans,
+                prompt.question_leading,
             )
             if judged.verdict.decision is not Decision.ALLOW:
                 return prompt, judged, encoded
             state.rewind(before)
-        judged = self._judge(prompt.embeds, prompt.modality, state, deadline, prompt.spans)
+        judged = self._judge(
+            prompt.embeds, prompt.modality, state, deadline, prompt.spans, prompt.leading
+        )
         return prompt, judged, encoded
 
     def _judge(
@@ -250,8 +269,9 @@ class Requests:
         state: State,
         deadline: Deadline,
         spans: Sequence[Span],
+        leading: Array | None,
     ) -> Judged:
-        return self.engine.judge(embeds, state, self.policy, deadline, modality, spans)
+        return self.engine.judge(embeds, state, self.policy, deadline, modality, spans, leading)
 
     def _reply(
         self,

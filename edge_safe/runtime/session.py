@@ -45,17 +45,28 @@ WARNINGS_ONLY = 3
 class Buffer:
     """Memory that a graph may read and write in place, on the provider's device."""
 
-    __slots__ = ("shape", "value")
+    __slots__ = ("_shared", "shape", "value")
 
     def __init__(self, array: Array, device: str) -> None:
         """Takes over ``array``: shared on the CPU, copied to any other device."""
+        array = np.ascontiguousarray(array)
         self.shape = array.shape
-        self.value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+        self.value = ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+        self._shared = array if device == "cpu" else None
 
     def numpy(self) -> Array:
         """The contents, copied to the host where the device is not the CPU."""
+        if self._shared is not None:
+            return self._shared
         array: Array = self.value.numpy()
         return array
+
+    def write(self, array: Array) -> None:
+        """Replaces the contents by an array of the same shape, which may be ``numpy()`` itself."""
+        if self._shared is None:
+            self.value.update_inplace(np.ascontiguousarray(array))
+        elif array is not self._shared:
+            self._shared[:] = array
 
 
 class Abort:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import signal
 
 import pytest
 
 import edge_safe
-from edge_safe.cli import doctor
+from edge_safe.cli import doctor, main
 from edge_safe.cli.console import Terminal, plain, printable
 from edge_safe.cli.errors import explain
 from edge_safe.cli.main import app
@@ -129,3 +130,20 @@ def test_no_colour_without_a_wish_for_it(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setenv("NO_COLOR", "1")
     Terminal().warn("careful")
     assert "\x1b[3" not in capsys.readouterr().err
+
+
+def test_an_interrupt_that_a_library_made_an_error_of_its_own_is_one_still(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def swallowing(*_: object, **__: object) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+        return 0
+
+    monkeypatch.setattr(main, "app", swallowing)
+    before = signal.getsignal(signal.SIGINT)
+    assert main.call(["verify", "x"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
