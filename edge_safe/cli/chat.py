@@ -17,10 +17,11 @@ import typer
 from edge_safe.cli import options
 from edge_safe.cli.console import Terminal
 from edge_safe.cli.run import report
-from edge_safe.errors import MediaError, PromptError
+from edge_safe.errors import MediaError, PromptError, UsageError
 
 if TYPE_CHECKING:
     from edge_safe.runtime.chat import Chat
+    from edge_safe.runtime.model import SafeModel
 
 HELP = """/image F   add a picture to the next message
 /audio F   add a recording to the next message
@@ -39,6 +40,15 @@ class Attachments:
 def command(
     bundle: options.Bundle,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system text.")] = None,
+    conversation: Annotated[
+        Path | None,
+        typer.Option(
+            "--conversation",
+            metavar="F",
+            help="Go on with the conversation in this file, if it is there, and keep it there "
+            "after every turn.",
+        ),
+    ] = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = 0.0,
     seed: options.Seed = None,
@@ -53,7 +63,7 @@ def command(
 
     terminal = Terminal(as_json, quiet, verbose)
     model = SafeModel.load(bundle, provider=options.name_of(provider), policy=policy)
-    chat = model.chat(system)
+    chat = _begin(model, system, conversation, terminal)
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     terminal.note(f"{model.manifest.name}. /help lists the commands.")
     turns: list[dict[str, Any]] = []
@@ -67,9 +77,32 @@ def command(
             turns.append(_answer(chat, line, waiting, sampling, terminal))
         except (MediaError, PromptError) as error:
             terminal.warn(str(error))
+        else:
+            if conversation is not None:
+                chat.save(conversation)
         waiting = Attachments()
     terminal.document({"turns": turns})
     return 0
+
+
+def _begin(
+    model: SafeModel, system: str | None, conversation: Path | None, terminal: Terminal
+) -> Chat:
+    """A new conversation, or the one in a file.
+
+    Raises:
+        UsageError: A system text is given for one that has begun.
+    """
+    if conversation is None or not conversation.exists():
+        return model.chat(system)
+    if system is not None:
+        raise UsageError(
+            f"The conversation in {conversation} has begun already; leave --system out, or name "
+            "another file."
+        )
+    chat = model.load_chat(conversation)
+    terminal.note(f"Going on with the conversation in {conversation}.")
+    return chat
 
 
 def _lines(terminal: Terminal) -> Iterator[str]:

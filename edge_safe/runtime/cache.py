@@ -75,6 +75,35 @@ class KeyValueCache:
                 binding.input(f"past_key_values.{layer}.{kind}", buffer)
                 binding.output(f"present.{layer}.{kind}", buffer)
 
+    @property
+    def lags(self) -> tuple[tuple[int, int], ...]:
+        """From which lengths on places lag behind positions, and by how much."""
+        return tuple(self._lags)
+
+    def restore(
+        self, caches: Sequence[Array], length: int, lags: Sequence[tuple[int, int]]
+    ) -> None:
+        """Fills an empty cache with what another one of the same bundle held.
+
+        Args:
+            caches: What ``copy`` gave of all layers.
+            length: Positions.
+            lags: Of that cache.
+
+        Raises:
+            ValueError: Number, shape or type of the arrays are not this cache's.
+            PromptError: The model's context is shorter than that.
+        """
+        if not length:
+            return
+        heads, width = self._shape
+        wanted = ((1, heads, length, width), self._dtype)
+        if len(caches) != 2 * self._layers or any((a.shape, a.dtype) != wanted for a in caches):
+            raise ValueError(f"the cache wants {2 * self._layers} arrays of {wanted}")
+        self.reserve(length)
+        self.load(caches, length)
+        self.length, self._lags = length, list(lags)
+
     def copy(self, layers: range, count: int) -> list[Array]:
         """Copies of the first ``count`` positions: keys, then values, of each of some layers."""
         chosen = self._buffers[2 * layers.start : 2 * layers.stop]

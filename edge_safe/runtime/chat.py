@@ -9,40 +9,28 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edge_safe.errors import GateError, UsageError
+from edge_safe.runtime import saved_chat
 from edge_safe.runtime.answer import Answer
-from edge_safe.runtime.calibration import Modality, way_in
+from edge_safe.runtime.calibration import way_in
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.prompt import Message, check_not_empty, positions
 from edge_safe.runtime.reply import Reply
 from edge_safe.runtime.request import Event, Prompt, Requests
 from edge_safe.runtime.sampler import Sampling, SamplingSettings
-from edge_safe.runtime.session import Array
+from edge_safe.runtime.saved_chat import Conversation, Turn
 from edge_safe.runtime.tokens import Untrusted
 from edge_safe.runtime.verdict import Decision, Verdict
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-@dataclass(slots=True)
-class Turn:
-    """One past turn: answered, or refused with the columns the gate keeps of it.
-
-    Attributes:
-        messages: What the model has seen; nothing of a refused turn.
-        modality: The way in, which counts as long as the gate sees the turn.
-        columns: The gate's, of a refused turn.
-    """
-
-    messages: list[Message]
-    modality: Modality
-    columns: Array | None = None
 
 
 @dataclass(slots=True)
@@ -59,12 +47,21 @@ class _TurnUnderWay:
 class Chat:
     """One conversation. For one thread at a time."""
 
-    def __init__(self, requests: Requests, system: str | None) -> None:
+    def __init__(
+        self, requests: Requests, system: str | None, saved: str | PathLike[str] | None = None
+    ) -> None:
+        """Begins a conversation, or goes on with one that ``save`` put away."""
+        state = requests.engine.new_state()
+        if saved is None:
+            first = [] if system is None else [Message("system", [Untrusted(system)])]
+            found = Conversation(first, state)
+        else:
+            found = saved_chat.load(Path(saved), state, requests.bundle.manifest)
         self._requests = requests
-        self._system = [] if system is None else [Message("system", [Untrusted(system)])]
-        self._state = requests.engine.new_state()
-        self._turns: list[Turn] = []
-        self._pending: list[int] = []
+        self._system = found.system
+        self._state = found.state
+        self._turns = found.turns
+        self._pending = found.pending
         self._busy = threading.Lock()
 
     def send(
@@ -103,6 +100,23 @@ class Chat:
     ) -> Iterator[Event]:
         """Like ``send``, but yields the verdict, then text as it comes, then the reply."""
         return self._stream(text, images, audio, Sampling(**sampling), timeout, cancel)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Puts the conversation into a file, for ``SafeModel.load_chat`` of the same bundle.
+
+        It takes as many bytes as the caches of what was said: some 60 KB a token for pebble.
+
+        Raises:
+            UsageError: It is answering.
+            OSError: The file cannot be written; one that was there stays.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise UsageError("This conversation is answering; save it when the answer has ended.")
+        try:
+            conversation = Conversation(self._system, self._state, self._turns, self._pending)
+            saved_chat.save(Path(path), conversation, self._requests.bundle.manifest)
+        finally:
+            self._busy.release()
 
     def reset(self) -> None:
         """Forgets everything but the system text."""

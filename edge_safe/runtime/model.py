@@ -249,6 +249,15 @@ class SafeModel:
         """Begins a conversation whose earlier turns are not computed again."""
         return Chat(self._requests, system)
 
+    def load_chat(self, path: str | PathLike[str]) -> Chat:
+        """Goes on with a conversation that ``Chat.save`` put into a file.
+
+        Raises:
+            BundleError: There is no such file, or it was made with another bundle.
+            IntegrityError: It is damaged or half-written.
+        """
+        return Chat(self._requests, None, path)
+
     def _stream(
         self,
         prompt: str | Sequence[ChatMessage],

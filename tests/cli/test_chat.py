@@ -79,3 +79,22 @@ def test_ctrl_c_cancels_the_answer_and_not_the_program(tiny_bundle: Path, allow:
         _, errors = job.communicate(b"Hello.\n/quit\n", timeout=60)
     assert job.returncode == 0
     assert b"ended by cancelled" in errors
+
+
+def test_a_conversation_goes_on_from_its_file(talk, tmp_path: Path) -> None:
+    file = tmp_path / "talk"
+    first = talk("Hello.", options=("--json", "--conversation", str(file)))
+    second = talk("And now?", options=("--json", "--conversation", str(file)))
+    assert (first.code, second.code) == (0, 0)
+    at_once = talk("Hello.", "And now?").document["turns"][1]
+    assert second.document["turns"][0]["p_unsafe"] == pytest.approx(at_once["p_unsafe"], abs=1e-6)
+
+
+def test_a_system_text_comes_too_late_for_a_conversation_that_has_begun(
+    talk, tmp_path: Path
+) -> None:
+    options = ("--json", "--conversation", str(tmp_path / "talk"))
+    talk("Hello.", options=options)
+    result = talk("And now?", options=(*options, "--system", "Be brief."))
+    assert result.code == 2
+    assert "--system" in result.err
