@@ -30,8 +30,9 @@ DTYPES: dict[int, str] = {
 }
 
 
-# Types of 16 bits that weight matrices are stored in.
+# Types that weight matrices are stored in without blocks.
 STORED: dict[int, str] = {
+    onnx.TensorProto.INT8: "int8",
     onnx.TensorProto.FLOAT16: "fp16",
     onnx.TensorProto.BFLOAT16: "bf16",
 }

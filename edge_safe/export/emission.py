@@ -20,6 +20,7 @@ from edge_safe.export.graphs.decoder import (
     store_model,
 )
 from edge_safe.export.graphs.matrices import Matrix
+from edge_safe.export.graphs.spec import DecoderSpec
 from edge_safe.export.graphs.store import WeightStore
 from edge_safe.export.language_graphs import LanguageGraphs
 from edge_safe.export.language_parity import check_language
@@ -28,7 +29,8 @@ from edge_safe.export.quantization import Precision
 from edge_safe.export.reference import Reference
 from edge_safe.export.report import HELD, STREAMED, MatrixRecord, Parity
 from edge_safe.export.safety_plan import SafetyPlan
-from edge_safe.export.scaling import scaled_source
+from edge_safe.export.scaling import balanced, least_error, scaled_source
+from edge_safe.runtime.prefill import PREFILL
 
 WEIGHTS_FILE = "weights.onnx.data"
 
@@ -59,8 +61,11 @@ def emit(
     """Writes the weights file and all graphs."""
     spec, precision = opened.spec, form.precision
     tensor = opened.tensor
+    smoothed = None
     if precision.scaled and form.seen is not None:
-        tensor = scaled_source(tensor, spec, form.seen, precision.weights)
+        tensor = scaled_source(tensor, spec, form.seen, least_error(precision.weights))
+    if precision.smoothed and form.seen is not None:
+        smoothed = scaled_source(tensor, spec, form.seen, balanced)
     with WeightStore(folder / WEIGHTS_FILE) as store:
         with clock.step("quantize") as share:
             weights = store_model(
@@ -73,13 +78,12 @@ def emit(
                 opened.lattice if precision.imported else None,
                 None if form.seen is None else form.seen.caches,
                 form.cache,
+                smoothed,
             )
         embedding_graph(weights, spec).save(folder / "embed_tokens.onnx")
-        if plan.exit_layer is not None and plan.head is not None:
-            gate = gate_graph(weights, spec, plan.exit_layer, plan.head, store)
-            gate.save(folder / "gate.onnx")
-        decoder = decoder_graph(weights, spec, plan.exit_layer, plan.final, store)
-        decoder.save(folder / "decoder.onnx")
+        _save_graphs(folder, weights, spec, plan, store, "")
+        if weights.prefill:
+            _save_graphs(folder, weights.for_prefill(), spec, plan, store, PREFILL)
         records = _language_records(weights)
         if opened.towers:
             with clock.step("towers") as share:
@@ -88,6 +92,22 @@ def emit(
                     records += _records(tower.name, tower.emit(emission))
                     share((number + 1) / len(opened.towers))
     return records
+
+
+def _save_graphs(
+    folder: Path,
+    weights: ModelWeights,
+    spec: DecoderSpec,
+    plan: SafetyPlan,
+    store: WeightStore,
+    suffix: str,
+) -> None:
+    """Writes gate and decoder over some layers."""
+    if plan.exit_layer is not None and plan.head is not None:
+        gate = gate_graph(weights, spec, plan.exit_layer, plan.head, store)
+        gate.save(folder / f"gate{suffix}.onnx")
+    decoder = decoder_graph(weights, spec, plan.exit_layer, plan.final, store)
+    decoder.save(folder / f"decoder{suffix}.onnx")
 
 
 def compare_with_torch(
@@ -145,12 +165,15 @@ def compare_with_torch(
 
 
 def _language_records(weights: ModelWeights) -> list[MatrixRecord]:
-    layers = [
-        affine.matrix
-        for layer in weights.layers
-        for affine in (layer.qkv, layer.output, layer.gate, layer.up, layer.down)
-    ]
-    records = _records("layers", layers) + _records("embedding", [weights.embedding])
+    records = []
+    for kind, layers in (("layers", weights.layers), ("layers of prefill", weights.prefill)):
+        matrices = [
+            affine.matrix
+            for layer in layers
+            for affine in (layer.qkv, layer.output, layer.gate, layer.up, layer.down)
+        ]
+        records += _records(kind, matrices)
+    records += _records("embedding", [weights.embedding])
     if weights.lm_head is not weights.embedding:
         records += _records("lm_head", [weights.lm_head])
     return records

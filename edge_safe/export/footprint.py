@@ -31,6 +31,8 @@ def least_bytes(spec: DecoderSpec, precision: Precision, exit_layer: int | None)
         matrix_bytes(spec.layer_parameters, precision.of_layer(index, exit_layer))
         for index in range(spec.layers)
     )
+    if precision.prefill is not None:
+        layers += spec.layers * matrix_bytes(spec.layer_parameters, precision.prefill)
     tables = [precision.embedding]
     if not spec.tied or precision.head != precision.embedding:
         tables.append(precision.head)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edge_safe.export.activations import CacheReach
 from edge_safe.export.cache_format import CacheFormat, cache_scales
 from edge_safe.export.graphs.spec import DecoderSpec
-from edge_safe.runtime.prefill import ATTENTION_END, DEEPSTACK, Span
+from edge_safe.runtime.prefill import ATTENTION_END, DEEPSTACK, PREFILL, Span
 from edge_safe.runtime.session import Session
 
 Array = npt.NDArray[Any]
@@ -77,6 +77,11 @@ class LanguageGraphs:
         gated = exit_layer is not None
         self._gate = Session(folder / "gate.onnx", threads=1) if gated else None
         self._decoder = Session(folder / "decoder.onnx", threads=1)
+        self._prefill_gate, self._prefill_decoder = self._gate, self._decoder
+        if (folder / f"decoder{PREFILL}.onnx").exists():
+            if gated:
+                self._prefill_gate = Session(folder / f"gate{PREFILL}.onnx", threads=1)
+            self._prefill_decoder = Session(folder / f"decoder{PREFILL}.onnx", threads=1)
 
     def embed(self, ids: Array) -> Array:
         """(B, S) int64 -> (B, S, d)."""
@@ -134,19 +139,22 @@ class LanguageGraphs:
         if self.spec.bidirectional != "none":
             common[ATTENTION_END] = self._ends(mask, counted, span)
         states, verdict, gate_cache, presents = embeds, None, None, []
-        if self._gate is not None and self.exit_layer is not None and cache.gate is not None:
+        decoding = embeds.shape[1] == 1
+        gate = self._gate if decoding else self._prefill_gate
+        decoder = self._decoder if decoding else self._prefill_decoder
+        if gate is not None and self.exit_layer is not None and cache.gate is not None:
             layers = range(self.exit_layer)
             feeds = {"inputs_embeds": embeds, "gate_past": cache.gate, **common}
-            found = _run(self._gate, feeds | _past(cache, layers))
+            found = _run(gate, feeds | _past(cache, layers))
             states, verdict = found["hidden_states"], found["verdict_logits"]
             gate_cache = found["gate_present"]
             presents += _present(found, layers)
         layers = range(self.exit_layer or 0, self.spec.layers)
-        source = "inputs_embeds" if self._gate is None else "hidden_states"
-        found = _run(self._decoder, {source: states, **common} | _past(cache, layers))
+        source = "inputs_embeds" if gate is None else "hidden_states"
+        found = _run(decoder, {source: states, **common} | _past(cache, layers))
         presents += _present(found, layers)
         return ChunkOutput(
-            None if self._gate is None else states,
+            None if gate is None else states,
             verdict,
             found["verdict_logits"],
             found["logits"][:, 0],

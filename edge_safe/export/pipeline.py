@@ -181,7 +181,7 @@ def export_bundle(
             precision,
         )
         seen = None
-        if row.scaled or cache == "int8":
+        if row.scaled or row.smoothed or cache == "int8":
             with clock.step("look at activations"):
                 seen = observe(opened.language, opened.spec, _prompts(job))
         if precision == "auto":

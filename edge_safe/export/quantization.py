@@ -17,8 +17,9 @@ class MatrixFormat:
     """How one kind of matrix is stored.
 
     Attributes:
-        bits: 4 or 8 in blocks, 16 or 32 for floating point.
-        block: Columns that share a scale.
+        bits: 4 or 8 for whole numbers, 16 or 32 for floating point.
+        block: Columns that share a scale; 0 for all of a row, whose inputs are then rounded to 8
+            bits as well, with a scale per position.
         symmetric: Whether the zero point is the middle of the range and not stored.
         accuracy_level: Of MatMulNBits; 4 multiplies in int8, 0 in the input's own type.
         offsets: Whether what whole zero points cannot express is kept, see ``rounding.quantize``.
@@ -37,7 +38,12 @@ class MatrixFormat:
     @property
     def blocked(self) -> bool:
         """Whether values stand in blocks with a scale each."""
-        return self.bits < 16
+        return self.bits < 16 and self.block > 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether a scale holds for a whole row."""
+        return self.bits < 16 and self.block == 0
 
     @property
     def label(self) -> str:
@@ -52,6 +58,7 @@ HALF = MatrixFormat(bits=16)
 BRAIN = MatrixFormat(bits=16, brain=True)
 INT8 = MatrixFormat(8)
 INT4 = MatrixFormat(4, offsets=True)
+ROWS = MatrixFormat(8, block=0, symmetric=True)
 
 # What embedding and lm_head can be stored as by their own options.
 TABLE_FORMATS = {"fp32": PLAIN, "fp16": HALF, "int8": INT8, "int4": MatrixFormat(4)}
@@ -72,6 +79,8 @@ class Precision:
         layers: A format per layer, which goes before the two; empty in the table itself.
         scaled: Whether inputs of linear layers are scaled first by what calibration texts show.
         imported: Whether 4-bit values of a GPTQ or AWQ checkpoint are kept as they are.
+        prefill: Matrices of the layers once more, in graphs that prompts are read with; None where
+            the same ones serve.
     """
 
     name: str
@@ -84,6 +93,12 @@ class Precision:
     layers: tuple[MatrixFormat, ...] = ()
     scaled: bool = False
     imported: bool = False
+    prefill: MatrixFormat | None = None
+
+    @property
+    def smoothed(self) -> bool:
+        """Whether rows are rounded as a whole, before which channels are made alike."""
+        return self.weights.whole or self.prefill is not None
 
     @property
     def head(self) -> MatrixFormat:
@@ -136,6 +151,17 @@ PRECISIONS = {
             MatrixFormat(8, accuracy_level=0),
         ),
         Precision("int4", "4 bits in blocks of 32 with offsets: the default of devices", INT4),
+        Precision(
+            "int8-rows",
+            "8 bits, a scale per output and per position: reads prompts fastest, decodes slower",
+            ROWS,
+        ),
+        Precision(
+            "int4-int8",
+            "int8-rows to read prompts, int4 to decode: fastest at both, twice the layers' memory",
+            INT4,
+            prefill=ROWS,
+        ),
         *(_int4(symmetric, block) for symmetric in (True, False) for block in (32, 64, 128)),
         Precision(
             "int4-kquant",

@@ -25,6 +25,7 @@ from edge_safe.runtime.manifest import (
     dump_manifest,
     load_manifest,
 )
+from edge_safe.runtime.prefill import PREFILL
 
 _GATE_ALONE = ("gate_past", "gate_present", "verdict_logits")
 
@@ -46,17 +47,26 @@ def write_ungated(bundle: Path, out: Path) -> Path:
     manifest = load_manifest(bundle)
     if manifest.safety.exit_layer is None:
         raise ExportError(f"{bundle} has no early exit, so there is no gate to leave out.")
-    graphs = {
-        name: onnx.load(str(bundle / manifest.graphs[name].file), load_external_data=False)
-        for name in ("gate", "decoder")
+    joined = {
+        ending: join(*(_open(bundle, manifest, name + ending) for name in ("gate", "decoder")))
+        for ending in _endings(manifest)
     }
-    joined = join(graphs["gate"], graphs["decoder"])
     out.mkdir(parents=True)
-    for name in _files(manifest, joined):
+    for name in set().union(*(_files(manifest, graph) for graph in joined.values())):
         _place(bundle / name, out / name)
-    onnx.save(joined, str(out / "decoder.onnx"))
+    for ending, graph in joined.items():
+        onnx.save(graph, str(out / f"decoder{ending}.onnx"))
     (out / MANIFEST_FILE).write_bytes(dump_manifest(_describe(manifest, out)))
     return out
+
+
+def _endings(manifest: Manifest) -> list[str]:
+    """Of the names of graphs that are pairs of gate and decoder."""
+    return ["", PREFILL] if f"gate{PREFILL}" in manifest.graphs else [""]
+
+
+def _open(bundle: Path, manifest: Manifest, name: str) -> ModelProto:
+    return onnx.load(str(bundle / manifest.graphs[name].file), load_external_data=False)
 
 
 def join(gate: ModelProto, decoder: ModelProto) -> ModelProto:
@@ -143,19 +153,21 @@ def _place(source: Path, target: Path) -> None:
 
 def _describe(manifest: Manifest, out: Path) -> Manifest:
     """The manifest of what stands in the folder: the ``final`` stage alone, text alone."""
-    gate, decoder = manifest.graphs["gate"], manifest.graphs["decoder"]
-    known = {tensor.name for tensor in decoder.inputs}
 
-    def below(tensors: list[Tensor]) -> list[Tensor]:
-        skipped = {*_GATE_ALONE, "hidden_states", *known}
-        return [tensor for tensor in tensors if tensor.name not in skipped]
+    def joined(ending: str) -> Graph:
+        gate, decoder = (manifest.graphs[name + ending] for name in ("gate", "decoder"))
+        skipped = {*_GATE_ALONE, "hidden_states", *(tensor.name for tensor in decoder.inputs)}
 
-    joined = Graph(
-        "decoder.onnx",
-        [*below(gate.inputs), *(t for t in decoder.inputs if t.name != "hidden_states")],
-        [*below(gate.outputs), *decoder.outputs],
-        decoder.precision,
-    )
+        def below(tensors: list[Tensor]) -> list[Tensor]:
+            return [tensor for tensor in tensors if tensor.name not in skipped]
+
+        return Graph(
+            f"decoder{ending}.onnx",
+            [*below(gate.inputs), *(t for t in decoder.inputs if t.name != "hidden_states")],
+            [*below(gate.outputs), *decoder.outputs],
+            decoder.precision,
+        )
+
     files = {
         path.relative_to(out).as_posix(): FileEntry(sha256_file(path), path.stat().st_size)
         for path in sorted(out.rglob("*"))
@@ -176,6 +188,9 @@ def _describe(manifest: Manifest, out: Path) -> Manifest:
         modalities={},
         processors={},
         files=files,
-        graphs={"embed_tokens": manifest.graphs["embed_tokens"], "decoder": joined},
+        graphs={
+            "embed_tokens": manifest.graphs["embed_tokens"],
+            **{f"decoder{ending}": joined(ending) for ending in _endings(manifest)},
+        },
         safety=safety,
     )

@@ -26,10 +26,18 @@ from edge_safe.runtime.session import Array, Binding, Session
 
 
 class Decoder:
-    """The graph of layers k .. L-1 and lm_head; all layers where a bundle has no gate."""
+    """The graph of layers k .. L-1 and lm_head; all layers where a bundle has no gate.
 
-    def __init__(self, session: Session, layers: range, vocab_size: int) -> None:
+    Args:
+        session: The graph that single tokens go through while decoding.
+        layers: Its layers.
+        vocab_size: Words there are.
+        prefill: The graph that prompts go through.
+    """
+
+    def __init__(self, session: Session, layers: range, vocab_size: int, prefill: Session) -> None:
         self.session = session
+        self._prefill = prefill
         self.layers = layers
         self.vocab_size = vocab_size
         self.source = "hidden_states" if "hidden_states" in session.inputs else "inputs_embeds"
@@ -61,7 +69,7 @@ class Decoder:
             if deadline is not None:
                 deadline.check()
             logits[:] = verdict[:] = np.nan
-            binding = bind_part(self.session, self.source, cache, inputs, start, end, spans)
+            binding = bind_part(self._prefill, self.source, cache, inputs, start, end, spans)
             cache.bind(binding, self.layers)
             binding.output("logits", logits)
             binding.output("verdict_logits", verdict)

@@ -20,9 +20,9 @@ from edge_safe.runtime.decoder import Decoder, Stepper
 from edge_safe.runtime.gate import Gate, judge
 from edge_safe.runtime.inputs import Inputs, in_a_row, join
 from edge_safe.runtime.policy import STAGES, Policy, Stage
-from edge_safe.runtime.prefill import Span
+from edge_safe.runtime.prefill import PREFILL, Span
 from edge_safe.runtime.prefix import Prefix, PrefixCache
-from edge_safe.runtime.session import Array
+from edge_safe.runtime.session import Array, Session
 from edge_safe.runtime.verdict import Decision, Verdict
 
 _DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
@@ -299,10 +299,18 @@ class Engine:
     def _gate(self) -> Gate | None:
         """The gate's graph, opened on first use."""
         layer = self._manifest.safety.exit_layer
-        return None if layer is None else Gate(self._bundle.session("gate"), layer)
+        if layer is None:
+            return None
+        return Gate(self._bundle.session("gate"), layer, self._prefill_session("gate"))
 
     def _decoder(self) -> Decoder:
         """The decoder's graph, opened on first use."""
         model = self._manifest.model
         layers = range(self._manifest.safety.exit_layer or 0, model.layers)
-        return Decoder(self._bundle.session("decoder"), layers, model.vocab_size)
+        session, prefill = self._bundle.session("decoder"), self._prefill_session("decoder")
+        return Decoder(session, layers, model.vocab_size, prefill)
+
+    def _prefill_session(self, name: str) -> Session:
+        """What prompts go through: a graph of its own, or the one for decoding."""
+        own = name + PREFILL
+        return self._bundle.session(own if own in self._manifest.graphs else name)

@@ -22,11 +22,18 @@ from edge_safe.runtime.verdict import Decision, Verdict
 
 
 class Gate:
-    """The graph of layers 0 .. k-1 with the safety head at layer k."""
+    """The graph of layers 0 .. k-1 with the safety head at layer k.
 
-    def __init__(self, session: Session, exit_layer: int) -> None:
+    Args:
+        session: The graph that single tokens go through while decoding.
+        exit_layer: Layer k.
+        prefill: The graph that prompts go through.
+    """
+
+    def __init__(self, session: Session, exit_layer: int, prefill: Session) -> None:
         self.session = session
         self.layers = range(exit_layer)
+        self._prefill = prefill
 
     def prefill(
         self,
@@ -64,7 +71,7 @@ class Gate:
             shape = (*past.shape[:3], columns.length + end - start, past.shape[4])
             present = np.empty(shape, np.float32)
             logits[:] = np.nan
-            binding = bind_part(self.session, "inputs_embeds", cache, inputs, start, end, spans)
+            binding = bind_part(self._prefill, "inputs_embeds", cache, inputs, start, end, spans)
             cache.bind(binding, self.layers)
             binding.input("gate_past", past)
             binding.output("gate_present", present)

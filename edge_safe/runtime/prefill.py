@@ -13,6 +13,9 @@ from edge_safe.runtime.session import Array, Binding, Session
 
 DEEPSTACK = "deepstack_features"
 
+PREFILL = "_prefill"
+"""Ending of the names of the graphs that read prompts, in bundles that decode with others."""
+
 CHUNK = 512
 ATTENTION_END = "attention_end"
 """Input of graphs in which the positions of a span see each other."""

@@ -21,7 +21,10 @@ from edge_safe.export.packing import lattice_matrix
 from edge_safe.export.quantization import INT4, PRECISIONS
 from edge_safe.export.rounding import round_matrix
 from edge_safe.export.targets import target_named
+from edge_safe.export.ungated import write_ungated
+from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.manifest import load_manifest
+from edge_safe.runtime.policy import Policy
 
 # Largest mean KL divergence of the next token from torch's, and largest change of p_unsafe, on
 # random weights of four layers that lie on int4's own lattice. Plain 4 bits lose so much of such
@@ -44,6 +47,8 @@ BOUNDS = {
     "int4-hqq": COARSE,
     "int4-awq": COARSE,
     "int4-gate8": (0.01, 0.05),
+    "int8-rows": (0.01, 0.05),
+    "int4-int8": (0.01, 0.05),
 }
 REQUESTS = (
     "Tell me a story about a boat.",
@@ -107,6 +112,50 @@ def test_layers_below_the_gate_may_have_more_bits(tiny_checkpoint: Path, tmp_pat
         "gate": "int8",
         "decoder": "int4",
     }
+
+
+@pytest.fixture(scope="module")
+def fast_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Reads prompts through other graphs than it decodes with."""
+    out = tmp_path_factory.mktemp("bundles") / "fast"
+    export_bundle(tiny_checkpoint, out, precision="int4-int8", allow_unaccepted=True)
+    return out
+
+
+def test_prompts_go_through_graphs_of_their_own(fast_bundle: Path) -> None:
+    model = SafeModel.load(fast_bundle, accept_failed=True, policy=Policy(thresholds={"gate": 1.0}))
+    model.assess(REQUESTS[0])
+    runs = model.run_counts()
+    assert (runs["gate_prefill"], runs["gate"], runs["decoder_prefill"]) == (1, 0, 0)
+    model.generate(REQUESTS[0], max_tokens=3)
+    runs = model.run_counts()
+    assert (runs["gate_prefill"], runs["decoder_prefill"]) == (2, 1)
+    assert runs["gate"] == runs["decoder"] == 2
+    assert model.manifest.graphs["gate_prefill"].precision == "int8"
+    assert model.manifest.graphs["gate"].precision == "int4"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_does_not_get_lost_in_whole_numbers(
+    fast_bundle: Path, value: float
+) -> None:
+    engine = SafeModel.load(fast_bundle, accept_failed=True).engine
+    inputs = engine.embed(np.arange(20, 60))
+    inputs.rows[3, 5] = value
+    judged = engine.judge(inputs, engine.new_state(), Policy(), Deadline(None))
+    assert judged.verdict.decision is Decision.ERROR
+
+
+def test_without_its_gate_it_still_reads_prompts_through_them(
+    fast_bundle: Path, tmp_path: Path
+) -> None:
+    bare = SafeModel.load(
+        write_ungated(fast_bundle, tmp_path / "bare"), policy=Policy(thresholds={"final": 1.0})
+    )
+    gated = SafeModel.load(fast_bundle, accept_failed=True, policy=Policy(thresholds={"gate": 1.0}))
+    answers = [model.generate(REQUESTS[0], max_tokens=8).text for model in (gated, bare)]
+    assert answers[0] == answers[1]
+    assert bare.run_counts()["decoder_prefill"] == 1
 
 
 def test_awq_needs_texts(tiny_checkpoint: Path, tmp_path: Path) -> None:

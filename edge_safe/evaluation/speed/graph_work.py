@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from edge_safe.runtime.bundle import Bundle
+from edge_safe.runtime.prefill import PREFILL
 from edge_safe.runtime.wire_format import read_fields, read_packed
 
 _GRAPH, _NODE, _INITIALIZER = 7, 1, 5
@@ -49,12 +50,19 @@ class _Tensor:
     length: int = 0
 
 
-def work_of(bundle: Bundle) -> Work:
-    """The work of one position through gate and decoder together."""
+def work_of(bundle: Bundle, *, prefill: bool = False) -> Work:
+    """The work of one position through gate and decoder together.
+
+    Args:
+        bundle: The bundle.
+        prefill: Count the graphs that prompts go through, where they are others.
+    """
     work = Work()
     counted: set[str] = set()
-    for name in ("gate", "decoder"):
-        if name not in bundle.manifest.graphs:
+    graphs = bundle.manifest.graphs
+    ending = PREFILL if prefill and f"decoder{PREFILL}" in graphs else ""
+    for name in (f"gate{ending}", f"decoder{ending}"):
+        if name not in graphs:
             continue
         data = memoryview(bundle.read(bundle.manifest.graphs[name].file))
         tensors, nodes = _graph(data)

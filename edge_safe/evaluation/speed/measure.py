@@ -297,7 +297,7 @@ def _limits(
     bundle = open_bundle(folder, settings.provider, accept_failed=True)
     if bundle.provider != "cpu":
         return {}
-    work = work_of(bundle)
+    work, reading = work_of(bundle), work_of(bundle, prefill=True)
     peak = limits.measure_peak(settings.threads or available_cores())
     measured = other.medians()
     decode = [
@@ -309,7 +309,7 @@ def _limits(
         if name in measured
     ]
     prefill = [
-        {"prompt_tokens": tokens, **limits.prefill_bound(manifest, work, peak, tokens, took)}
+        {"prompt_tokens": tokens, **limits.prefill_bound(manifest, reading, peak, tokens, took)}
         for tokens, took in ((entry["prompt_tokens"], entry["prefill_ms"]) for entry in lengths)
     ]
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_safe.export.activations import CacheReach
 from edge_safe.export.cache_format import CacheFormat, cache_scales
@@ -40,13 +40,27 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
-    """Everything of a language model that stands in the weights file."""
+    """Everything of a language model that stands in the weights file.
+
+    Attributes:
+        embedding: Looked up.
+        ropes: Rotary tables.
+        layers: The layers.
+        final_norm: In front of lm_head.
+        lm_head: The output matrix.
+        prefill: The layers in the form that prompts are read with; empty where it is the same.
+    """
 
     embedding: Matrix
     ropes: tuple[RopeTables | RopeAxes, ...]
     layers: tuple[LayerWeights, ...]
     final_norm: Stored
     lm_head: Matrix
+    prefill: tuple[LayerWeights, ...] = ()
+
+    def for_prefill(self) -> ModelWeights:
+        """The same with the layers that prompts are read with."""
+        return replace(self, layers=self.prefill)
 
 
 def store_model(
@@ -59,6 +73,7 @@ def store_model(
     lattice: LatticeSource | None = None,
     caches: Sequence[CacheReach] | None = None,
     cache_format: CacheFormat = "fp32",
+    smoothed: TensorSource | None = None,
 ) -> ModelWeights:
     """Reads, quantizes and stores a model tensor by tensor.
 
@@ -72,26 +87,37 @@ def store_model(
         lattice: Source of matrices that keep the 4 bits they come in.
         caches: Per layer, how far keys and values reach; needed for an int8 cache.
         cache_format: What keys and values are kept as.
+        smoothed: Source of the same model for formats of whole rows.
 
     Raises:
         ExportError: The format needs something that is not given, or a matrix does not fit it.
     """
     embedding = store_table(store, tensor("model.embed_tokens.weight"), precision.embedding)
     ropes = rope_tables(store, spec)
-    layers = []
+    layers, prefill = [], []
     for index in range(spec.layers):
         form = precision.of_layer(index, exit_layer)
         cache = StoredCache(cache_format)
         if cache_format == "int8" and caches is not None:
             cache = StoredCache(cache_format, *map(store.add, cache_scales(caches[index])))
-        layers.append(store_layer(store, spec, tensor, index, form, lattice, cache))
+        source = smoothed if form.whole and smoothed is not None else tensor
+        layers.append(store_layer(store, spec, source, index, form, lattice, cache))
+        if precision.prefill is not None:
+            source = tensor if smoothed is None else smoothed
+            more = store_layer(store, spec, source, index, precision.prefill, None, cache)
+            prefill.append(more)
         progress((index + 1) / spec.layers)
     head = embedding
     if not spec.tied or precision.head != precision.embedding:
         name = "model.embed_tokens.weight" if spec.tied else "lm_head.weight"
         head = store_linear(store, tensor(name), precision.head)
     return ModelWeights(
-        embedding, ropes, tuple(layers), store.add(tensor("model.norm.weight")), head
+        embedding,
+        ropes,
+        tuple(layers),
+        store.add(tensor("model.norm.weight")),
+        head,
+        tuple(prefill),
     )
 
 

@@ -32,8 +32,9 @@ class Matrix:
         rows: N.
         columns: K.
         format: How it is packed.
-        values: Packed values; plain, (K, N) for a linear layer and (N, K) for a table.
-        scales: (N, blocks) float32, None when plain.
+        values: Packed values; plain or whole rows, (K, N) for a linear layer and (N, K) for a
+            table.
+        scales: (N, blocks) float32, (N,) for whole rows, None when plain.
         zero_points: (N, bytes) uint8, None when plain or symmetric.
         is_table: Whether rows can be looked up.
         error: Sum of squared rounding errors.
@@ -109,11 +110,27 @@ def _store(store: WeightStore, weight: FloatArray, form: MatrixFormat, *, is_tab
             )
         values = store.add(plain if is_table else plain.T)
         return Matrix(rows, columns, form, values, None, None, is_table, error, energy)
+    if form.whole:
+        return _store_rows(store, weight, form, energy)
     packed, error = [], 0.0
     for slab in slabs:
         packed.append(pack_lattice(round_matrix(slab, form), form))
         error += _squares(slab - dequantize(packed[-1], form, columns))
     return _stored(store, join_rows(packed), (rows, columns), form, is_table, error, energy)
+
+
+def _store_rows(
+    store: WeightStore, weight: FloatArray, form: MatrixFormat, energy: float
+) -> Matrix:
+    """Stores a linear layer (N, K) as whole numbers with a scale per row."""
+    check_finite(weight)
+    top = 2 ** (form.bits - 1) - 1
+    scales = np.maximum(np.abs(weight).max(axis=1) / top, np.finfo(np.float32).tiny)
+    values = np.rint(weight / scales[:, None]).astype(np.int8)
+    error = _squares(weight - values * scales[:, None])
+    rows, columns = weight.shape
+    stored, step = store.add(values.T), store.add(scales.astype(np.float32))
+    return Matrix(rows, columns, form, stored, step, None, False, error, energy)
 
 
 def _stored(
@@ -158,6 +175,9 @@ def linear(g: GraphBuilder, x: str, matrix: Matrix, name: str, bias: Stored | No
             return g.op("Gemm", [x, values, *added], scope=name, transB=1)
         product = g.op("MatMul", [x, values], scope=name)
         return g.op("Add", [product, *added], scope=name) if added else product
+    if matrix.format.whole:
+        product = _product_of_rows(g, x, g.weight(weight, matrix.values), matrix.scales, name)
+        return g.op("Add", [product, *added], scope=name) if added else product
     width = matrix.columns
     if matrix.format.offsets:
         x = _with_sums(g, x, matrix.format.block)
@@ -175,6 +195,47 @@ def linear(g: GraphBuilder, x: str, matrix: Matrix, name: str, bias: Stored | No
         block_size=matrix.format.block,
         accuracy_level=matrix.format.accuracy_level,
     )
+
+
+# What inputs of 8 bits are rounded to: 1 .. 255 around 128, which stands for 0.
+_LEVELS, _MIDDLE = 127.0, 128
+
+
+def _product_of_rows(g: GraphBuilder, x: str, weight: str, scales: Stored, name: str) -> str:
+    """Rounds every position of x by a scale of its own, and multiplies in whole numbers.
+
+    So no position depends on another one, as with one scale for all of them it would. NaN and
+    infinity come out as NaN or infinity, for the scale carries them.
+    """
+
+    def rounded() -> str:
+        scope = f"{x}/rounded"
+        largest = g.op(
+            "ReduceMax",
+            [g.op("Abs", [x], scope=scope), g.constant([-1])],
+            scope=scope,
+            keepdims=1,
+        )
+        # Nothing but zeros stays that.
+        largest = g.op("Add", [largest, g.floats(1e-30)], scope=scope)
+        step = g.op("Div", [largest, g.floats(_LEVELS)], scope=scope, outputs=[f"{scope}/step"])
+        share = g.op("Div", [x, step], scope=scope)
+        middle = g.constant(_MIDDLE, np.uint8)
+        return g.op("QuantizeLinear", [share, g.floats(1.0), middle], scope=scope)
+
+    values = g.once(f"{x}/rounded", rounded)
+    product = g.contrib(
+        "MatMulIntegerToFloat",
+        [
+            values,
+            weight,
+            g.floats(1.0),
+            g.weight(f"{name}.weight_scales", scales),
+            g.constant(_MIDDLE, np.uint8),
+        ],
+        scope=name,
+    )
+    return g.op("Mul", [product, f"{x}/rounded/step"], scope=name)
 
 
 def look_up(g: GraphBuilder, ids: str, table: Matrix, name: str) -> str:
