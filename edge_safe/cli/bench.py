@@ -146,9 +146,9 @@ def _peers(
 ) -> dict[str, Any]:
     """Runs the peers at the length that the figures are for."""
     from edge_safe.errors import PeerError
-    from edge_safe.evaluation.speed.machine import available_cores
     from edge_safe.evaluation.speed.peers import compare
     from edge_safe.evaluation.speed.prompts import exact_prompt
+    from edge_safe.runtime.cores import available_cores
     from edge_safe.runtime.model import SafeModel
 
     needing = [name for name, peer in chosen.items() if "{ungated}" in " ".join(peer.command)]

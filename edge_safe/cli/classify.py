@@ -34,6 +34,10 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start afresh instead of going on.")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Runs side by side; by default one a core."),
+    ] = None,
     policy: options.PolicyFile = None,
     provider: options.RunOn = None,
     as_json: options.Json = False,
@@ -42,10 +46,12 @@ def command(
 ) -> int:
     """Judge many requests without answering them. Run it again to go on after a kill.
 
+    Prompts of like length are judged in one run; verdict_ms is a row's share of it.
+
     A row whose picture or prompt cannot be used gets the decision "error" and is counted; it does
     not end the job.
     """
-    from edge_safe.evaluation.judge import judge
+    from edge_safe.evaluation.judge import judge_many
     from edge_safe.evaluation.judgement_file import JudgementFile
     from edge_safe.evaluation.suites import read_suite
     from edge_safe.runtime.model import SafeModel
@@ -60,14 +66,14 @@ def command(
         terminal.note(f"{len(rows) - len(todo)} of {len(rows)} rows were judged before")
     errors: list[dict[str, Any]] = []
     if todo:
-        model = SafeModel.load(bundle, provider=options.name_of(provider), policy=policy)
+        # One thread a run, for the runs go on side by side.
+        model = SafeModel.load(bundle, provider=options.name_of(provider), threads=1, policy=policy)
         with results, terminal.progress("judging", len(todo)) as bar:
-            for row in todo:
-                judgement = judge(model, row)
+            for judgement in judge_many(model, todo, workers):
                 results.add(judgement)
                 if judgement.decision == "error":
-                    errors.append({"id": row.id, "reason": judgement.reason})
-                    terminal.warn(f"row {row.id!r}: {judgement.reason}")
+                    errors.append({"id": judgement.id, "reason": judgement.reason})
+                    terminal.warn(f"row {judgement.id!r}: {judgement.reason}")
                 bar.advance(bar.task_ids[0])
     results.finish()
     counts = results.counts()

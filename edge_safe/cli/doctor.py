@@ -14,7 +14,8 @@ from rich.text import Text
 from edge_safe.cli import options
 from edge_safe.cli.console import Terminal
 from edge_safe.errors import ProviderError
-from edge_safe.evaluation.speed.machine import available_cores, cpu_flags, instruction_sets
+from edge_safe.evaluation.speed.machine import cpu_flags, instruction_sets
+from edge_safe.runtime.cores import available_cores
 
 OLDEST_PYTHON, OLDEST_EXPORT_PYTHON = (3, 10), (3, 11)
 OLDEST_GLIBC = (2, 27)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,33 @@ def judge(model: SafeModel, row: Row, render: Callable[[Row], Rendered] | None =
     return Judgement(
         row.id, verdict.decision.value, p_unsafe, verdict.stage, elapsed, verdict.reason
     )
+
+
+def judge_many(
+    model: SafeModel, rows: Sequence[Row], workers: int | None = None
+) -> Iterator[Judgement]:
+    """The gate's verdicts on many rows, in order, several at once.
+
+    Args:
+        model: A loaded bundle.
+        rows: The requests.
+        workers: Threads; None takes one a core.
+    """
+    from edge_safe.runtime.batch import AssessRequest
+
+    requests = (AssessRequest(row.prompt, row.images, row.audio) for row in rows)
+    found = model.assess_many(requests, workers=workers)
+    for row, assessment in zip(rows, found, strict=True):
+        verdict = assessment.verdict
+        p_unsafe = verdict.p_unsafe if math.isfinite(verdict.p_unsafe) else None
+        yield Judgement(
+            row.id,
+            verdict.decision.value,
+            p_unsafe,
+            verdict.stage,
+            assessment.milliseconds,
+            verdict.reason,
+        )
 
 
 def thresholds(model: SafeModel) -> dict[str, float]:

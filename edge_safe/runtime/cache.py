@@ -41,6 +41,11 @@ class KeyValueCache:
         self._device = device
         self._buffers: list[Buffer] = []
 
+    def nothing(self) -> Array:
+        """(1, kv_heads, 0, head_dim), a cache without positions."""
+        heads, width = self._shape
+        return np.zeros((1, heads, 0, width), self._dtype)
+
     def reserve(self, length: int) -> bool:
         """Makes room for ``length`` positions.
 

@@ -201,6 +201,48 @@ class Engine:
             state.rewind(before)
         return judged
 
+    def judges_together(self, policy: Policy) -> bool:
+        """Whether several prompts can be judged in one run: where the gate alone is asked."""
+        return self.stages(policy) == ("gate",)
+
+    def judge_together(
+        self, prompts: Sequence[tuple[Inputs, Modality]], policy: Policy, deadline: Deadline
+    ) -> list[Verdict]:
+        """Judges whole prompts in one run of the gate; nothing of them is kept.
+
+        Args:
+            prompts: Embeddings of T positions, and the way in.
+            policy: One that asks the gate alone.
+            deadline: What ends it early.
+
+        Raises:
+            GateError: The run failed. A prompt whose own logits are unusable is no such case: its
+                verdict is ``Decision.ERROR``.
+        """
+        gate, state = self._gate(), self.new_state()
+        if gate is None or state.columns is None or not self.judges_together(policy):
+            raise GateError("prompts are judged together by the gate alone")
+        slot = self.embed([self._safe_token])
+        try:
+            logits = gate.judge_together(
+                [join([inputs, slot]) for inputs, _ in prompts],
+                state.cache.nothing(),
+                state.columns.empty(),
+                deadline,
+            )
+        except Exception as error:
+            raise GateError(f"prompts could not be judged together: {error}") from error
+        deadline.check()
+        if len(logits) != len(prompts):
+            raise GateError(f"{len(prompts)} prompts got {len(logits)} verdicts")
+        verdicts = []
+        for row, (_, modality) in enumerate(prompts):
+            try:
+                verdicts.append(self._verdict(logits[row : row + 1], "gate", policy, modality))
+            except GateError as error:
+                verdicts.append(failed(error, "gate", deadline))
+        return verdicts
+
     def open(self, judged: Judged, state: State) -> Array:
         """Runs the decoder over an allowed prompt, unless the verdict already needed it.
 

@@ -16,7 +16,7 @@ from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.calibration import Fitted, score, sigmoid
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.inputs import Inputs
-from edge_safe.runtime.prefill import Span, bind_part, chunks
+from edge_safe.runtime.prefill import ATTENTION_END, DEEPSTACK, Span, bind_part, chunks
 from edge_safe.runtime.session import Array, Session
 from edge_safe.runtime.verdict import Decision, Verdict
 
@@ -81,6 +81,40 @@ class Gate:
             states[start:end] = hidden[0]
             columns.append(present[:, :, :, columns.length :])
         return inputs.with_rows(states), logits
+
+    def judge_together(
+        self, prompts: Sequence[Inputs], past: Array, columns: Array, deadline: Deadline
+    ) -> Array:
+        """(B, 2) verdict logits of whole prompts in one run, of which nothing is kept.
+
+        Args:
+            prompts: Embeddings of at least 2 positions each, slot T last; no spans.
+            past: (1, kv_heads, 0, head_dim), an empty cache.
+            columns: (1, 2, H, 0, dk), no columns.
+            deadline: Ends the run early.
+        """
+        count, longest = len(prompts), max(map(len, prompts))
+        width, axes = prompts[0].rows.shape[1], len(prompts[0].places)
+        rows = np.zeros((count, longest, width), np.float32)
+        mask = np.zeros((count, longest), np.int64)
+        places = np.zeros((axes, count, longest), np.int64)
+        deepstack = np.zeros((len(prompts[0].deepstack), count, longest, width), np.float32)
+        for row, prompt in enumerate(prompts):
+            end = len(prompt)
+            rows[row, :end], mask[row, :end] = prompt.rows, 1
+            places[:, row, :end], deepstack[:, row, :end] = prompt.places, prompt.deepstack
+        feeds = {
+            "inputs_embeds": rows,
+            "attention_mask": mask,
+            "position_ids": places[0] if axes == 1 else places,
+            "gate_past": np.repeat(columns, count, axis=0),
+            DEEPSTACK: deepstack,
+            ATTENTION_END: np.broadcast_to(np.arange(longest), (count, longest)),
+        }
+        session, empty = self._prefill, np.repeat(past, count, axis=0)
+        taken = {name: feeds.get(name, empty) for name in session.inputs}
+        logits: Array = session.run(taken, deadline.abort, ["verdict_logits"])["verdict_logits"]
+        return logits
 
 
 def judge(logits: Array, calibration: Fitted, threshold: float, stage: str) -> Verdict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +141,17 @@ class Session:
         self.runs = 0
         self._lock = threading.Lock()
 
-    def run(self, feeds: Mapping[str, Array], abort: Abort | None = None) -> dict[str, Array]:
-        """Runs the graph on host arrays and returns all outputs by name."""
+    def run(
+        self,
+        feeds: Mapping[str, Array],
+        abort: Abort | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> dict[str, Array]:
+        """Runs the graph on host arrays and returns outputs by name, all unless some are named."""
         self.count()
-        values = self._session.run(None, dict(feeds), abort.options if abort else None)
-        return dict(zip(self.outputs, values, strict=True))
+        names = self.outputs if outputs is None else list(outputs)
+        values = self._session.run(names, dict(feeds), abort.options if abort else None)
+        return dict(zip(names, values, strict=True))
 
     def binding(self) -> Binding:
         """A set of bound buffers for repeated runs; one per thread."""

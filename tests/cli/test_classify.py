@@ -40,7 +40,7 @@ def test_verdicts_are_those_of_run(cli, tiny_bundle, data: Path, tmp_path: Path)
     output = tmp_path / "out.jsonl"
     cli("classify", tiny_bundle, "--input", data, "--output", output)
     alone = cli("run", tiny_bundle, PROMPTS[3], "--max-tokens", 1, "--json").document
-    assert records(output)[3]["p_unsafe"] == pytest.approx(alone["p_unsafe"], abs=1e-9)
+    assert records(output)[3]["p_unsafe"] == pytest.approx(alone["p_unsafe"], abs=1e-5)
 
 
 def test_a_row_that_cannot_be_judged_is_an_error_of_its_own(

@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edge_safe.runtime.cores import available_cores
+
 INSTRUCTION_SETS = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",
@@ -39,13 +41,6 @@ def describe_machine() -> dict[str, Any]:
         "versions": {"edge-safe": __version__, **versions},
         "load_average": os.getloadavg()[0],
     }
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def cpu_flags() -> set[str]:

@@ -12,7 +12,7 @@ from edge_safe.errors import GateError, MediaError, UsageError
 from edge_safe.evaluation.speed import limits
 from edge_safe.evaluation.speed.graph_work import work_of
 from edge_safe.evaluation.speed.loading import measure_loading
-from edge_safe.evaluation.speed.machine import available_cores, describe_machine
+from edge_safe.evaluation.speed.machine import describe_machine
 from edge_safe.evaluation.speed.prompts import exact_prompt, plain_ids
 from edge_safe.evaluation.speed.requests import (
     Answers,
@@ -26,6 +26,7 @@ from edge_safe.evaluation.speed.requests import (
 from edge_safe.evaluation.speed.sample_media import hum, sign
 from edge_safe.evaluation.speed.samples import Action, Samples, interleave, quartiles
 from edge_safe.runtime.bundle import open_bundle
+from edge_safe.runtime.cores import available_cores
 from edge_safe.runtime.manifest import Manifest, load_manifest
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.model import SafeModel
