@@ -30,6 +30,7 @@ from edge_safe.errors import (
 )
 
 if TYPE_CHECKING:
+    from edge_safe.runtime.batch import Assessment, AssessRequest
     from edge_safe.runtime.model import SafeModel
     from edge_safe.runtime.policy import Policy
     from edge_safe.runtime.reply import Reply
@@ -43,9 +44,13 @@ _LAZY = {
     "Verdict": "edge_safe.runtime.verdict",
     "Decision": "edge_safe.runtime.verdict",
     "Policy": "edge_safe.runtime.policy",
+    "AssessRequest": "edge_safe.runtime.batch",
+    "Assessment": "edge_safe.runtime.batch",
 }
 
 __all__ = [
+    "AssessRequest",
+    "Assessment",
     "BundleError",
     "CheckpointError",
     "DataError",

@@ -38,11 +38,10 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
     def load() -> Handler:
-        from edge_safe.evaluation.speed.requests import Answers
-        from edge_safe.runtime.model import SafeModel
+        from edge_safe.evaluation.speed.requests import Answers, load_forgetful
 
         def opened() -> Answers:
-            return Answers(SafeModel.load(options.bundle, threads=options.threads))
+            return Answers(load_forgetful(options.bundle, options.threads))
 
         if options.pipeline == "gate":
             return _gate(opened())

@@ -20,6 +20,7 @@ from edge_safe.runtime.engine import Engine, State
 from edge_safe.runtime.families.base import open_family
 from edge_safe.runtime.manifest import Manifest
 from edge_safe.runtime.media import AudioInput, ImageInput
+from edge_safe.runtime.media_cache import MediaCache
 from edge_safe.runtime.policy import Policy, check_policy, load_policy
 from edge_safe.runtime.prompt import (
     ChatMessage,
@@ -40,7 +41,7 @@ from edge_safe.runtime.verdict import Verdict
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-PREFIX_CACHE_MB = 64.0
+CACHE_MB = 64.0
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -68,7 +69,8 @@ class SafeModel:
         untrained_towers: bool = False,
         accept_failed: bool = False,
         profile_folder: str | PathLike[str] | None = None,
-        prefix_cache_mb: float = PREFIX_CACHE_MB,
+        prefix_cache_mb: float = CACHE_MB,
+        media_cache_mb: float = CACHE_MB,
     ) -> SafeModel:
         """Opens a bundle.
 
@@ -84,6 +86,7 @@ class SafeModel:
             profile_folder: Where ONNX Runtime writes a profile of every graph it opens.
             prefix_cache_mb: Memory, in MB of 2**20 bytes, for what prompts have in common at
                 their beginning, the system text say, so that it is computed once; 0 keeps nothing.
+            media_cache_mb: The same for pictures and sounds, which are then encoded once.
 
         Raises:
             BundleError: The folder is no bundle, or lacks a file.
@@ -112,6 +115,8 @@ class SafeModel:
         controls = {*safety.control_token_ids, safety.safe_token_id, safety.unsafe_token_id}
         tokens = Tokens(bundle.read(TOKENIZER_FILE), sorted(controls))
         family = open_family(bundle, tokens, untrained_towers)
+        if media_cache_mb > 0:
+            family = MediaCache(family, int(media_cache_mb * 2**20))
         template = ChatTemplate(
             _text(bundle, TEMPLATE_FILE), _template_variables(bundle), family.placeholders
         )

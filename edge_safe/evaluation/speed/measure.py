@@ -18,6 +18,7 @@ from edge_safe.evaluation.speed.requests import (
     Answers,
     allowed_request,
     allowing,
+    load_forgetful,
     media_request,
     refused_request,
     refusing,
@@ -106,7 +107,7 @@ def measure(
     loading = measure_loading(folder, reference, settings.threads, settings.provider, loads)
     tell("load", 1.0)
     machine = describe_machine()
-    model = SafeModel.load(folder, threads=settings.threads, provider=settings.provider)
+    model = load_forgetful(folder, settings.threads, settings.provider)
     lengths, skipped = measure_lengths(model, settings, tell)
     reference = next(
         (entry["prompt_tokens"] for entry in lengths if entry["prompt_tokens"] == reference),
@@ -115,9 +116,7 @@ def measure(
     at = next(entry for entry in lengths if entry["prompt_tokens"] == reference)
     answers, bare = Answers(model), None
     if ungated is not None:
-        bare = Answers(
-            SafeModel.load(ungated, threads=settings.threads, provider=settings.provider)
-        )
+        bare = Answers(load_forgetful(ungated, settings.threads, settings.provider))
     else:
         notes.add(f"No gate_cost_ratio: {why_not}")
     other = interleave(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -24,6 +25,15 @@ from edge_safe.runtime.session import Array
 from edge_safe.runtime.verdict import Decision
 
 SECOND_TURN = "And what happened then?"
+
+
+def load_forgetful(
+    folder: Path, threads: int | None = None, provider: str | None = None
+) -> SafeModel:
+    """A loaded bundle that computes everything anew, or the second round would be another one."""
+    return SafeModel.load(
+        folder, threads=threads, provider=provider, prefix_cache_mb=0, media_cache_mb=0
+    )
 
 
 def allowing(model: SafeModel) -> SafeModel:
