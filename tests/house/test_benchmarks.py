@@ -40,3 +40,12 @@ def test_fidelity_to_the_base_model(tiny_checkpoint: Path, tmp_path: Path) -> No
     assert measured["perplexity_ratio"] == pytest.approx(
         measured["perplexity_gated"] / measured["perplexity_base"], rel=1e-3
     )
+
+
+def test_many_requests_beside_one_by_one(tiny_bundle: Path) -> None:
+    measured = result("many_requests.py", tiny_bundle, "--requests", 24, "--rounds", 3)
+    assert measured["requests"] == 24
+    assert measured["agreement"] == 1
+    assert measured["max_p_difference"] < 1e-5
+    assert measured["many"] > 0
+    assert measured["one_by_one"] > 0

@@ -1,0 +1,120 @@
+"""How many verdicts a second, many at once beside one by one.
+
+    python benchmarks/many_requests.py BUNDLE [--requests 10000] [--rounds 10]
+
+Harmless prompts of made-up words, half of them short commands, the others up to 400 words, each
+with a system text of its own first, so that no two begin alike and nothing kept can be used again.
+Both ways take turns, a round each on the same requests, every other round the other way first:
+``SafeModel.assess`` on a model whose operators use all cores, and ``assess_many`` on one that gives
+each run one thread, as ``edge-safe classify`` does. The last line is one JSON object:
+
+- requests, tokens: how much was judged, each way
+- one_by_one, many: requests a second, median over rounds, with quartiles
+- ratio: of the two, round by round, with quartiles
+- agreement: share of the same decisions; max_p_difference: largest change of p_unsafe
+- peak_memory_mb: largest memory of this process before the many, and with them
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from edge_safe.evaluation.speed.requests import load_forgetful
+from edge_safe.evaluation.speed.samples import quartiles
+from edge_safe.export.footprint import peak_memory_mb
+from edge_safe.runtime.batch import AssessRequest
+from edge_safe.runtime.cores import available_cores
+from edge_safe.runtime.verdict import Verdict
+
+SYLLABLES = [first + second for first in "bdklm" for second in "aeiou"]
+SHORT_WORDS, LONG_WORDS = (3, 20), (20, 400)
+
+
+def made_up(count: int) -> list[AssessRequest]:
+    """Requests of mixed length; the same at every call."""
+    chance = random.Random(0)
+
+    def word() -> str:
+        return "".join(chance.choices(SYLLABLES, k=chance.randint(1, 3)))
+
+    def text(words: int) -> str:
+        return " ".join(word() for _ in range(words))
+
+    return [
+        AssessRequest(
+            text(chance.randint(*(SHORT_WORDS if number % 2 else LONG_WORDS))), system=text(4)
+        )
+        for number in range(count)
+    ]
+
+
+def timed(judge: Callable[[], list[Verdict]]) -> tuple[float, list[Verdict]]:
+    """Seconds, and what came of them."""
+    start = time.perf_counter()
+    verdicts = judge()
+    return time.perf_counter() - start, verdicts
+
+
+def main() -> None:
+    """Judges everything twice."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=10)
+    options = parser.parse_args()
+    cores = available_cores()
+    alone = load_forgetful(options.bundle, threads=cores)
+    requests = made_up(options.requests)
+    size = -(-len(requests) // options.rounds)
+
+    def one_by_one(part: list[AssessRequest]) -> list[Verdict]:
+        return [alone.assess(r.prompt, system=r.system) for r in part]
+
+    one_by_one(requests[:20])
+    before = peak_memory_mb()
+    together = load_forgetful(options.bundle, threads=1)
+
+    def many(part: list[AssessRequest]) -> list[Verdict]:
+        return [found.verdict for found in together.assess_many(part, workers=cores)]
+
+    many(requests[:20])
+    rates: dict[str, list[float]] = {"one_by_one": [], "many": [], "ratio": []}
+    same, change = 0, 0.0
+    for number in range(options.rounds):
+        part = requests[number * size : (number + 1) * size]
+        if not part:
+            break
+        ways = [("one_by_one", one_by_one), ("many", many)]
+        found: dict[str, tuple[float, list[Verdict]]] = {}
+        for name, way in ways if number % 2 else reversed(ways):
+            found[name] = timed(lambda way=way, part=part: way(part))
+            rates[name].append(len(part) / found[name][0])
+        rates["ratio"].append(rates["many"][-1] / rates["one_by_one"][-1])
+        for one, other in zip(found["one_by_one"][1], found["many"][1], strict=True):
+            same += one.decision is other.decision
+            change = max(change, abs(one.p_unsafe - other.p_unsafe))
+        print(
+            f"round {number + 1}: one by one {rates['one_by_one'][-1]:.1f}/s, "
+            f"many {rates['many'][-1]:.1f}/s",
+            flush=True,
+        )
+    document = {
+        "requests": len(requests),
+        "tokens": sum(len(alone.prompt_ids(r.prompt, system=r.system)) for r in requests),
+        **{name: statistics.median(values) for name, values in rates.items()},
+        "spread": {name: quartiles(values) for name, values in rates.items()},
+        "agreement": same / len(requests),
+        "max_p_difference": change,
+        "peak_memory_mb": [before, peak_memory_mb()],
+    }
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
