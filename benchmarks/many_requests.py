@@ -33,12 +33,14 @@ from edge_safe.runtime.cores import available_cores
 from edge_safe.runtime.verdict import Verdict
 
 SYLLABLES = [first + second for first in "bdklm" for second in "aeiou"]
-SHORT_WORDS, LONG_WORDS = (3, 20), (20, 400)
+SHORT_WORDS, LONG_WORDS = 20, 400
 
 
-def made_up(count: int) -> list[AssessRequest]:
-    """Requests of mixed length; the same at every call."""
+def made_up(count: int, context: int) -> list[AssessRequest]:
+    """Requests of mixed length that fit a context; the same at every call."""
     chance = random.Random(0)
+    # A made-up word may take six tokens, of a tokenizer that knows single characters alone.
+    most = [min(words, context // 12) for words in (SHORT_WORDS, LONG_WORDS)]
 
     def word() -> str:
         return "".join(chance.choices(SYLLABLES, k=chance.randint(1, 3)))
@@ -47,9 +49,7 @@ def made_up(count: int) -> list[AssessRequest]:
         return " ".join(word() for _ in range(words))
 
     return [
-        AssessRequest(
-            text(chance.randint(*(SHORT_WORDS if number % 2 else LONG_WORDS))), system=text(4)
-        )
+        AssessRequest(text(chance.randint(3, most[number % 2])), system=text(4))
         for number in range(count)
     ]
 
@@ -70,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     cores = available_cores()
     alone = load_forgetful(options.bundle, threads=cores)
-    requests = made_up(options.requests)
+    requests = made_up(options.requests, alone.manifest.model.context_length)
     size = -(-len(requests) // options.rounds)
 
     def one_by_one(part: list[AssessRequest]) -> list[Verdict]:

@@ -224,8 +224,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="ids and verdicts, JSON Lines")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--limit", type=int, help="rows of each label in each way in")
+    parser.add_argument("--threads", type=int, help="inside one operator")
     options = parser.parse_args()
-    model = SafeModel.load(options.bundle)
+    model = SafeModel.load(options.bundle, threads=options.threads)
     rows = read_rows(options.data, labelled=True)
     known: dict[str, dict[str, Any]] = {}
     if options.out.exists():
