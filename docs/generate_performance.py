@@ -55,9 +55,9 @@ run on this project's runtime with the same int4 weights, and a guard of the mod
 ## The commands
 
 ```
-edge-safe export models/pebble --out bundle --precision int4
+edge-safe export models/pebble --out bundle --precision int4        # and --precision int4-int8
 python benchmarks/peers/setup.py models/pebble
-edge-safe bench bundle --json --plot docs/pictures/performance_pebble.png \\
+edge-safe bench bundle --json --plot docs/pictures/performance_pebble_int4.png \\
   --peer llama-cpp-q4_0 --peer llama-cpp-q8_0 --peer onnxruntime-genai --peer transformers \\
   --peer guard-logit --peer guard-generate --peer generate-then-check > pebble.json
 
@@ -68,6 +68,8 @@ edge-safe bench shape/bundle --json --peers-folder shape --peer llama-cpp-q4_0 \
 python docs/generate_performance.py docs/performance.md pebble.json shape.json
 ```
 
+The figures below are of `bundle 256 --runs 6 --threads 2` with the peers that are named there.
+Many requests: `python benchmarks/many_requests.py bundle`.
 The second pair is a random checkpoint of the shape of Qwen2.5-0.5B, whose weights all peers share.
 A busy machine spoils all of this; `bench` says so where it finds one.
 """
@@ -112,6 +114,9 @@ def section(document: dict[str, Any]) -> Iterator[str]:
         f"{machine['load_average']:.1f}. The gate reads layer {bundle['exit_layer']} of "
         f"{bundle['layers']}; {bundle['bytes'] / 1e6:.0f} MB.\n"
     )
+    picture = f"pictures/performance_{bundle['name']}_{bundle['precision']}.png"
+    if (Path(__file__).parent / picture).exists():
+        yield f"![Times of {bundle['name']}, {bundle['precision']}]({picture})\n"
     heads = ("prompt tokens", *(title for _, title in WAYS))
     yield from _table(
         heads,
