@@ -91,8 +91,13 @@ def _begin(
     """A new conversation, or the one in a file.
 
     Raises:
-        UsageError: A system text is given for one that has begun.
+        UsageError: A system text is given for one that has begun, or the file has no folder.
     """
+    if conversation is not None and not conversation.absolute().parent.is_dir():
+        raise UsageError(
+            f"--conversation {conversation}: there is no folder "
+            f"{conversation.parent}; make it first."
+        )
     if conversation is None or not conversation.exists():
         return model.chat(system)
     if system is not None:

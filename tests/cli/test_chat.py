@@ -98,3 +98,17 @@ def test_a_system_text_comes_too_late_for_a_conversation_that_has_begun(
     result = talk("And now?", options=(*options, "--system", "Be brief."))
     assert result.code == 2
     assert "--system" in result.err
+
+
+def test_a_conversation_without_a_folder_is_refused_before_it_begins(talk, tmp_path: Path) -> None:
+    result = talk("Hello.", options=("--json", "--conversation", str(tmp_path / "none" / "talk")))
+    assert result.code == 2
+    assert "no folder" in result.err
+
+
+def test_a_file_that_is_no_conversation_is_said(talk, tmp_path: Path) -> None:
+    (tmp_path / "talk").write_text("hello")
+    result = talk("Hello.", options=("--json", "--conversation", str(tmp_path / "talk")))
+    assert result.code == 1
+    assert "no whole conversation" in result.err
+    assert (tmp_path / "talk").read_text() == "hello"
