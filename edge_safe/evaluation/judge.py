@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edge_safe.evaluation.forms import Rendered
     from edge_safe.runtime.media import AudioInput
     from edge_safe.runtime.model import SafeModel
+    from edge_safe.runtime.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +96,7 @@ def judge(model: SafeModel, row: Row, render: Callable[[Row], Rendered] | None =
     except (MediaError, PromptError, GateError) as error:
         elapsed = (time.perf_counter() - start) * 1000.0
         return Judgement(row.id, "error", None, "input", elapsed, str(error))
-    elapsed = (time.perf_counter() - start) * 1000.0
-    p_unsafe = verdict.p_unsafe if math.isfinite(verdict.p_unsafe) else None
-    return Judgement(
-        row.id, verdict.decision.value, p_unsafe, verdict.stage, elapsed, verdict.reason
-    )
+    return _judgement(row, verdict, (time.perf_counter() - start) * 1000.0)
 
 
 def judge_many(
@@ -117,16 +114,15 @@ def judge_many(
     requests = (AssessRequest(row.prompt, row.images, row.audio) for row in rows)
     found = model.assess_many(requests, workers=workers)
     for row, assessment in zip(rows, found, strict=True):
-        verdict = assessment.verdict
-        p_unsafe = verdict.p_unsafe if math.isfinite(verdict.p_unsafe) else None
-        yield Judgement(
-            row.id,
-            verdict.decision.value,
-            p_unsafe,
-            verdict.stage,
-            assessment.milliseconds,
-            verdict.reason,
-        )
+        yield _judgement(row, assessment.verdict, assessment.milliseconds)
+
+
+def _judgement(row: Row, verdict: Verdict, milliseconds: float) -> Judgement:
+    """A row's verdict as it is written down."""
+    p_unsafe = verdict.p_unsafe if math.isfinite(verdict.p_unsafe) else None
+    return Judgement(
+        row.id, verdict.decision.value, p_unsafe, verdict.stage, milliseconds, verdict.reason
+    )
 
 
 def thresholds(model: SafeModel) -> dict[str, float]:

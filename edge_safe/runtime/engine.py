@@ -295,6 +295,10 @@ class Engine:
         if gate is not None and state.columns is not None:
             states, logits = gate.prefill(states, state.cache, state.columns, deadline, spans)
             deadline.check()
+            # Before anything is kept: what is no number must not come back.
+            verdict = None
+            if "gate" in stages:
+                verdict = self._verdict(logits, "gate", policy, modality)
             if prefix is None:
                 self._keep(beginning, state, gate.layers, states)
             elif prefix.states is not None:
@@ -304,14 +308,14 @@ class Engine:
                 spans = [(first + count, end + count) for first, end in spans]
                 self._keep(beginning, state, gate.layers, states)
                 beginning = beginning if len(beginning) else leading[:count]
-            if "gate" in stages:
-                verdict = self._verdict(logits, "gate", policy, modality)
-                if verdict.decision is not Decision.ALLOW or stages[-1] == "gate":
-                    return Judged(verdict, states, spans=spans, beginning=beginning)
+            if verdict is not None and (
+                verdict.decision is not Decision.ALLOW or stages[-1] == "gate"
+            ):
+                return Judged(verdict, states, spans=spans, beginning=beginning)
         logits, final = self._decoder().prefill(states, state.cache, deadline, spans)
         deadline.check()
-        self._keep(beginning, state, range(self._manifest.model.layers))
         verdict = self._verdict(final, "final", policy, modality)
+        self._keep(beginning, state, range(self._manifest.model.layers))
         if verdict.decision is Decision.ALLOW:
             state.cache.extend(len(states), states.span)
         return Judged(verdict, None, logits)
@@ -332,11 +336,6 @@ class Engine:
         calibration = self._manifest.safety.stages[stage].of(modality)
         threshold = policy.thresholds.get(stage, calibration.threshold)
         return judge(logits, calibration, threshold, stage)
-
-    def _forget(self, state: State, columns: int) -> None:
-        """Drops the gate's columns beyond a length; the cache's length was never moved on."""
-        if state.columns is not None:
-            state.columns.truncate(columns)
 
     def _gate(self) -> Gate | None:
         """The gate's graph, opened on first use."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_safe.errors import BundleError, GateError, PromptError
+from edge_safe.errors import BundleError, GateError, PromptError, UsageError
 from edge_safe.runtime.answer import Answer
 from edge_safe.runtime.batch import Assessment, AssessRequest, Batches
 from edge_safe.runtime.bundle import Bundle, open_bundle
@@ -94,7 +95,11 @@ class SafeModel:
             SchemaError: The manifest is of a newer schema, or malformed.
             PolicyError: The policy is malformed or asks for a stage the bundle does not have.
             ProviderError: The provider cannot run.
+            UsageError: A cache's size is negative or no number.
         """
+        for name, size in (("prefix", prefix_cache_mb), ("media", media_cache_mb)):
+            if not 0 <= size < math.inf:
+                raise UsageError(f"{name}_cache_mb is {size}; give 0 or more.")
         bundle = open_bundle(
             Path(folder),
             provider,

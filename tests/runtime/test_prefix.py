@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_safe.errors import UsageError
 from edge_safe.runtime.model import SafeModel
 from edge_safe.runtime.policy import Policy
 from edge_safe.runtime.prefix import LEAST, Prefix, PrefixCache, common_length
@@ -159,3 +160,16 @@ def test_the_least_recently_used_goes_first() -> None:
     assert cache.find(np.array(ours))[1] == 21
     cache.keep(prefix_of(third))
     assert [cache.find(np.array(ids))[1] for ids in (ours, theirs, third)] == [21, 0, 21]
+
+
+@pytest.mark.parametrize("size", [-1.0, float("nan"), float("inf")])
+def test_an_impossible_size_is_refused(bundle_folder: Path, size: float) -> None:
+    with pytest.raises(UsageError, match="prefix_cache_mb"):
+        opened(bundle_folder, size)
+
+
+def test_what_gave_no_verdict_is_not_kept(broken_gate_folder: Path) -> None:
+    model = opened(broken_gate_folder, 8)
+    for question in QUESTIONS:
+        assert model.assess(question, system=SYSTEM).decision is Decision.ERROR
+    assert not kept(model)
