@@ -25,7 +25,7 @@ from edge_safe.export.graphs.store import WeightStore
 from edge_safe.export.language_graphs import LanguageGraphs
 from edge_safe.export.language_parity import check_language
 from edge_safe.export.parity import FP32_TOLERANCE, check_towers, require
-from edge_safe.export.quantization import Precision
+from edge_safe.export.quantization import MatrixFormat, Precision
 from edge_safe.export.reference import Reference
 from edge_safe.export.report import HELD, STREAMED, MatrixRecord, Parity
 from edge_safe.export.safety_plan import SafetyPlan
@@ -81,9 +81,10 @@ def emit(
                 smoothed,
             )
         embedding_graph(weights, spec).save(folder / "embed_tokens.onnx")
-        _save_graphs(folder, weights, spec, plan, store, "")
+        _save_graphs(folder, weights, spec, plan, store, precision.gate, "")
         if weights.prefill:
-            _save_graphs(folder, weights.for_prefill(), spec, plan, store, PREFILL)
+            prefill = weights.for_prefill()
+            _save_graphs(folder, prefill, spec, plan, store, precision.gate, PREFILL)
         records = _language_records(weights)
         if opened.towers:
             with clock.step("towers") as share:
@@ -100,11 +101,12 @@ def _save_graphs(
     spec: DecoderSpec,
     plan: SafetyPlan,
     store: WeightStore,
+    form: MatrixFormat,
     suffix: str,
 ) -> None:
-    """Writes gate and decoder over some layers."""
+    """Writes gate and decoder over some layers, the gate's own matrix in a format."""
     if plan.exit_layer is not None and plan.head is not None:
-        gate = gate_graph(weights, spec, plan.exit_layer, plan.head, store)
+        gate = gate_graph(weights, spec, plan.exit_layer, plan.head, store, form)
         gate.save(folder / f"gate{suffix}.onnx")
     decoder = decoder_graph(weights, spec, plan.exit_layer, plan.final, store)
     decoder.save(folder / f"decoder{suffix}.onnx")

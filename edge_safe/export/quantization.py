@@ -101,6 +101,11 @@ class Precision:
         return self.weights.whole or self.prefill is not None
 
     @property
+    def gate(self) -> MatrixFormat:
+        """Format of the matrix that the gate's own keys and values come from."""
+        return PLAIN if self.weights.bits >= 16 else INT8
+
+    @property
     def head(self) -> MatrixFormat:
         """Format of lm_head."""
         return self.embedding if self.lm_head is None else self.lm_head

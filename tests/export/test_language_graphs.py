@@ -301,12 +301,33 @@ def test_graphs_share_one_weights_file(bundle: str, request: pytest.FixtureReque
 
 
 @pytest.mark.parametrize("bundle", ["tiny_bundle", "tiny_bundle_int4"])
-def test_safety_weights_stay_in_float32(bundle: str, request: pytest.FixtureRequest) -> None:
+def test_safety_weights_stay_in_float32_but_for_its_keys_and_values(
+    bundle: str, request: pytest.FixtureRequest
+) -> None:
     folder = request.getfixturevalue(bundle)
     for graph, prefix in (("gate", "gate."), ("decoder", "final.")):
         model = onnx.load(folder / f"{graph}.onnx", load_external_data=False).graph
-        types = {t.data_type for t in model.initializer if t.name.startswith(prefix)}
+        types = {
+            t.data_type
+            for t in model.initializer
+            if t.name.startswith(prefix) and ".key_value." not in t.name
+        }
         assert types == {onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize(
+    ("bundle", "bits"), [("tiny_bundle", None), ("tiny_bundle_int4", 8)]
+)
+def test_the_gates_keys_and_values_have_eight_bits_where_layers_are_rounded(
+    bundle: str, bits: int | None, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(bundle)
+    nodes = onnx.load(folder / "gate.onnx", load_external_data=False).graph.node
+    found = [node for node in nodes if any(".key_value." in name for name in node.input)]
+    assert found
+    for node in found:
+        own = [a.i for a in node.attribute if a.name == "bits"]
+        assert own == ([] if bits is None else [bits])
 
 
 def test_equal_tensors_are_stored_once(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from edge_safe.export.graphs.safety import (
 )
 from edge_safe.export.graphs.spec import DecoderSpec, LatticeSource, TensorSource
 from edge_safe.export.graphs.store import Stored, WeightStore
-from edge_safe.export.quantization import Precision
+from edge_safe.export.quantization import PLAIN, MatrixFormat, Precision
 from edge_safe.runtime.prefill import DEEPSTACK
 
 Progress = Callable[[float], None]
@@ -134,9 +134,23 @@ def embedding_graph(weights: ModelWeights, spec: DecoderSpec) -> GraphBuilder:
 
 
 def gate_graph(
-    weights: ModelWeights, spec: DecoderSpec, exit_layer: int, head: GateHead, store: WeightStore
+    weights: ModelWeights,
+    spec: DecoderSpec,
+    exit_layer: int,
+    head: GateHead,
+    store: WeightStore,
+    form: MatrixFormat = PLAIN,
 ) -> GraphBuilder:
-    """Layers 0 .. exit_layer-1 and the verdict of what decides at exit_layer."""
+    """Layers 0 .. exit_layer-1 and the verdict of what decides at exit_layer.
+
+    Args:
+        weights: The stored model.
+        spec: The decoder.
+        exit_layer: The gate's layer.
+        head: What decides there.
+        store: The weights file.
+        form: How the matrix of the gate's own keys and values is packed.
+    """
     g = GraphBuilder("gate")
     shape: list[int | str] = ["batch", "sequence", spec.hidden_size]
     residual = g.input("inputs_embeds", FLOAT, shape)
@@ -154,7 +168,7 @@ def gate_graph(
         attended = attention(g, spec, normed, weights.layers[index], common, index)
         residual, delta = _leave(g, spec, residual, attended, weights.layers[index], index)
     states.append(g.op("Add", [residual, delta], scope="exit", outputs=["hidden_states"]))
-    gate_verdict(g, states, head, store)
+    gate_verdict(g, states, head, store, form)
     return g
 
 

@@ -1,7 +1,8 @@
 """The gate's own nodes: which position is slot T, safety attention, verdict rows.
 
 The formulas are those of ``edge_safe.models.safety_head``, over a chunk of positions whose
-predecessors stand in ``gate_past``. All of it stays in float32 whatever the precision.
+predecessors stand in ``gate_past``. All of it stays in float32 whatever the precision, but for the
+matrix of its keys and values, which every decoding step reads too.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import onnx
 
 from edge_safe.export.graphs.builder import FLOAT, GraphBuilder
 from edge_safe.export.graphs.layers import norm
+from edge_safe.export.graphs.matrices import linear, store_linear
 from edge_safe.export.graphs.spans import HIDDEN
 from edge_safe.export.graphs.spec import FloatArray
 from edge_safe.export.graphs.store import WeightStore
+from edge_safe.export.quantization import MatrixFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,11 @@ def token_logits(
 
 
 def gate_verdict(
-    g: GraphBuilder, states: Sequence[str], head: GateHead, store: WeightStore
+    g: GraphBuilder,
+    states: Sequence[str],
+    head: GateHead,
+    store: WeightStore,
+    form: MatrixFormat,
 ) -> None:
     """Adds gate_past, gate_present and verdict_logits to a graph.
 
@@ -134,6 +141,7 @@ def gate_verdict(
         states: (B, S, d) states entering the layer of each source.
         head: What decides.
         store: The weights file.
+        form: How the matrix of its keys and values is packed.
     """
     heads, width = head.query.shape
     cache = ["batch", 2, heads, "gate_past", width]
@@ -141,7 +149,7 @@ def gate_verdict(
     g.output("gate_present", FLOAT, ["batch", 2, heads, "gate_total", width])
     g.output("verdict_logits", FLOAT, ["batch", 2])
 
-    present = _keys_and_values(g, states, head, store, past)
+    present = _keys_and_values(g, states, head, store, form, past)
 
     def verdict() -> list[str]:
         slots = find_slots(g, states[-1])
@@ -182,7 +190,12 @@ def _read_token(
 
 
 def _keys_and_values(
-    g: GraphBuilder, states: Sequence[str], head: GateHead, store: WeightStore, past: str
+    g: GraphBuilder,
+    states: Sequence[str],
+    head: GateHead,
+    store: WeightStore,
+    form: MatrixFormat,
+    past: str,
 ) -> str:
     """Appends this chunk's keys and values to gate_past: (B, 2, H, G + S, dk)."""
     width = head.query.shape[1]
@@ -190,9 +203,8 @@ def _keys_and_values(
     for own, source in zip(states, head.sources, strict=True):
         scope = f"gate.layers.{source.layer}.attention"
         normed = norm(g, own, store.add(source.attention_norm), f"{scope}.norm", source.token.eps)
-        joined = np.concatenate([source.key, source.value]).T
-        weight = g.weight(f"{scope}.key_value", store.add(joined))
-        both = g.op("MatMul", [normed, weight], scope=scope)
+        joined = store_linear(store, np.concatenate([source.key, source.value]), form)
+        both = linear(g, normed, joined, f"{scope}.key_value")
         shape = g.constant([0, 0, 2, len(source.key) // width, width])
         columns.append(g.op("Reshape", [both, shape], scope=scope))
     scope = "gate.attention"
