@@ -40,7 +40,8 @@ class Bundle:
         self._profile_folder = profile_folder
         self._checked: set[str] = set()
         self._sessions: dict[str, Session] = {}
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._opening: dict[str, threading.Lock] = {}
 
     def file(self, name: str) -> Path:
         """Path of a file that was found to be the one the manifest names.
@@ -49,12 +50,12 @@ class Bundle:
             IntegrityError: It is not listed, leaves the bundle, or differs in size or hash.
             BundleError: It is missing or unreadable.
         """
-        with self._lock:
-            path = confine(self.folder, name)
+        path = confine(self.folder, name)
+        with self._only_one(name):
             if name not in self._checked:
                 self._check(name, path)
                 self._checked.add(name)
-            return path
+        return path
 
     def has(self, name: str) -> bool:
         """Whether the manifest lists a file."""
@@ -77,10 +78,15 @@ class Bundle:
             IntegrityError: One of its files is not the one the manifest names.
             ProviderError: The provider did not start.
         """
-        with self._lock:
-            if graph not in self._sessions:
-                self._sessions[graph] = self._open(graph)
-            return self._sessions[graph]
+        session = self._sessions.get(graph)
+        if session is None:
+            with self._only_one(f"graph {graph}"):
+                session = self._sessions.get(graph)
+                if session is None:
+                    session = self._open(graph)
+                    with self._lock:
+                        self._sessions[graph] = session
+        return session
 
     def run_counts(self) -> dict[str, int]:
         """How often each graph was run; graphs that were never opened count 0."""
@@ -104,6 +110,11 @@ class Bundle:
             self.file(name)
         for graph in self.manifest.graphs:
             self._check_weights(graph)
+
+    def _only_one(self, what: str) -> threading.Lock:
+        """What keeps two threads from opening the same thing; different ones go side by side."""
+        with self._lock:
+            return self._opening.setdefault(what, threading.Lock())
 
     def _open(self, graph: str) -> Session:
         """Checks a graph and its weights, then hands it to ONNX Runtime."""

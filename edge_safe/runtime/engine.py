@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from edge_safe.errors import EdgeSafeError, GateError, PolicyError
 from edge_safe.runtime.bundle import Bundle
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.calibration import Modality
+from edge_safe.runtime.cores import available_cores
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.decoder import Decoder, Stepper
 from edge_safe.runtime.gate import Gate, judge
@@ -106,9 +108,12 @@ class Engine:
             IntegrityError: A file is not the one the manifest names.
             ProviderError: The provider did not start.
         """
-        self._bundle.session("embed_tokens")
-        self._gate()
-        self._decoder()
+        names = ["decoder"] if self._manifest.safety.exit_layer is None else ["gate", "decoder"]
+        names += [name + PREFILL for name in names if name + PREFILL in self._manifest.graphs]
+        # ONNX Runtime packs weights on one thread; the weights file is hashed once for all.
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for _ in pool.map(self._bundle.session, ["embed_tokens", *names]):
+                pass
 
     def new_state(self) -> State:
         """An empty sequence.

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,15 +117,18 @@ class SafeModel:
             policy = load_policy(Path(policy))
         engine = Engine(bundle, int(prefix_cache_mb * 2**20))
         engine.stages(policy)
-        engine.load()
-        controls = {*safety.control_token_ids, safety.safe_token_id, safety.unsafe_token_id}
-        tokens = Tokens(bundle.read(TOKENIZER_FILE), sorted(controls))
-        family = open_family(bundle, tokens, untrained_towers)
-        if media_cache_mb > 0:
-            family = MediaCache(family, int(media_cache_mb * 2**20))
-        template = ChatTemplate(
-            _text(bundle, TEMPLATE_FILE), _template_variables(bundle), family.placeholders
-        )
+        # The tokenizer is read by Python while ONNX Runtime opens the graphs.
+        with ThreadPoolExecutor(1) as pool:
+            opening = pool.submit(engine.load)
+            controls = {*safety.control_token_ids, safety.safe_token_id, safety.unsafe_token_id}
+            tokens = Tokens(bundle.read(TOKENIZER_FILE), sorted(controls))
+            family = open_family(bundle, tokens, untrained_towers)
+            if media_cache_mb > 0:
+                family = MediaCache(family, int(media_cache_mb * 2**20))
+            template = ChatTemplate(
+                _text(bundle, TEMPLATE_FILE), _template_variables(bundle), family.placeholders
+            )
+            opening.result()
         builder = PromptBuilder(
             template, tokens, safety.safe_token_id, bundle.manifest.model.context_length
         )
