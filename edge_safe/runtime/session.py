@@ -41,6 +41,13 @@ DEVICES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda", "tensorrt-rtx": "cu
 
 WARNINGS_ONLY = 3
 
+# One arena for the intermediate results of all graphs on the CPU: they run one after the other, so
+# that what the last one has used serves the next.
+ort.create_and_register_allocator(
+    ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT),
+    None,
+)
+
 
 class Buffer:
     """Memory that a graph may read and write in place, on the provider's device."""
@@ -114,6 +121,8 @@ class Session:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # Every prompt and picture has its own shape; a plan per shape would only pile up memory.
         options.enable_mem_pattern = False
+        if provider == "cpu":
+            options.add_session_config_entry("session.use_env_allocators", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         if profile_prefix is not None:
