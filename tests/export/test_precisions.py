@@ -47,8 +47,9 @@ BOUNDS = {
     "int4-hqq": COARSE,
     "int4-awq": COARSE,
     "int4-gate8": (0.01, 0.05),
+    "int4-fast": COARSE,
     "int8-rows": (0.01, 0.05),
-    "int4-int8": (0.01, 0.05),
+    "int4-int8": (0.35, 0.05),
 }
 REQUESTS = (
     "Tell me a story about a boat.",
@@ -136,10 +137,11 @@ def test_prompts_go_through_graphs_of_their_own(fast_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("bundle", ["fast_bundle", "tiny_bundle_int4"])
 def test_what_is_no_number_does_not_get_lost_in_whole_numbers(
-    fast_bundle: Path, value: float
+    bundle: str, value: float, request: pytest.FixtureRequest
 ) -> None:
-    engine = SafeModel.load(fast_bundle, accept_failed=True).engine
+    engine = SafeModel.load(request.getfixturevalue(bundle), accept_failed=True).engine
     inputs = engine.embed(np.arange(20, 60))
     inputs.rows[3, 5] = value
     judged = engine.judge(inputs, engine.new_state(), Policy(), Deadline(None))

@@ -205,12 +205,24 @@ def _keys_and_values(
         normed = norm(g, own, store.add(source.attention_norm), f"{scope}.norm", source.token.eps)
         joined = store_linear(store, np.concatenate([source.key, source.value]), form)
         both = linear(g, normed, joined, f"{scope}.key_value")
+        if form.bits < 16:
+            both = _with_what_is_no_number(g, both, normed, scope)
         shape = g.constant([0, 0, 2, len(source.key) // width, width])
         columns.append(g.op("Reshape", [both, shape], scope=scope))
     scope = "gate.attention"
     split = columns[0] if len(columns) == 1 else g.op("Concat", columns, scope=scope, axis=3)
     turned = g.op("Transpose", [split], scope=scope, perm=[0, 2, 3, 1, 4])
     return g.op("Concat", [past, turned], scope=scope, outputs=["gate_present"], axis=3)
+
+
+def _with_what_is_no_number(g: GraphBuilder, product: str, x: str, scope: str) -> str:
+    """A product (B, S, N) of x (B, S, K), NaN wherever a position of x is not finite.
+
+    The kernel that rounds its inputs makes a number of a NaN, and the gate would decide on it.
+    """
+    total = g.op("ReduceSum", [x, g.constant([-1])], scope=f"{scope}/finite", keepdims=1)
+    nothing = g.op("Mul", [total, g.floats(0.0)], scope=f"{scope}/finite")
+    return g.op("Add", [product, nothing], scope=f"{scope}/finite")
 
 
 def _penalty(
