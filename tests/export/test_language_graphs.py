@@ -315,9 +315,7 @@ def test_safety_weights_stay_in_float32_but_for_its_keys_and_values(
         assert types == {onnx.TensorProto.FLOAT}
 
 
-@pytest.mark.parametrize(
-    ("bundle", "bits"), [("tiny_bundle", None), ("tiny_bundle_int4", 8)]
-)
+@pytest.mark.parametrize(("bundle", "bits"), [("tiny_bundle", None), ("tiny_bundle_int4", 8)])
 def test_the_gates_keys_and_values_have_eight_bits_where_layers_are_rounded(
     bundle: str, bits: int | None, request: pytest.FixtureRequest
 ) -> None:
