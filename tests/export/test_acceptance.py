@@ -75,7 +75,7 @@ def weight(folder: Path, graph: str, name: str) -> tuple[np.memmap, list[int]]:
 def round_gate_to_two_bits(folder: Path) -> None:
     """Gate weights rounded to 2 bits."""
     source = f"gate.layers.{EXIT_LAYER}"
-    names = [f"{source}.attention.key_value", "gate.up.weight", f"{source}.token.rows"]
+    names = [f"{source}.attention.key_value.weight", "gate.up.weight", f"{source}.token.rows"]
     for name in names:
         values, shape = weight(folder, "gate.onnx", name)
         form = MatrixFormat(2, shape[1])
