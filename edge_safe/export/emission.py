@@ -104,11 +104,16 @@ def _save_graphs(
     form: MatrixFormat,
     suffix: str,
 ) -> None:
-    """Writes gate and decoder over some layers, the gate's own matrix in a format."""
+    """Writes gate and decoder over some layers, the gate's own matrix in a format.
+
+    Slot T of a prompt goes through the decoder for single tokens, so that lm_head is packed once.
+    """
     if plan.exit_layer is not None and plan.head is not None:
         gate = gate_graph(weights, spec, plan.exit_layer, plan.head, store, form)
         gate.save(folder / f"gate{suffix}.onnx")
-    decoder = decoder_graph(weights, spec, plan.exit_layer, plan.final, store)
+    decoder = decoder_graph(
+        weights, spec, plan.exit_layer, plan.final, store, answers=suffix != PREFILL
+    )
     decoder.save(folder / f"decoder{suffix}.onnx")
 
 

@@ -151,15 +151,39 @@ class LanguageGraphs:
             presents += _present(found, layers)
         layers = range(self.exit_layer or 0, self.spec.layers)
         source = "inputs_embeds" if gate is None else "hidden_states"
-        found = _run(decoder, {source: states, **common} | _past(cache, layers))
+        feeds = {source: states, **common}
+        found = _run(decoder, feeds | _past(cache, layers))
         presents += _present(found, layers)
+        grown = Cache(tuple(presents), gate_cache)
+        if "logits" in found:
+            logits = found["logits"]
+        else:
+            logits = self._slot_logits(feeds, source, _past(grown, layers))
         return ChunkOutput(
             None if gate is None else states,
             verdict,
             found["verdict_logits"],
-            found["logits"][:, 0],
-            Cache(tuple(presents), gate_cache),
+            logits[:, 0],
+            grown,
         )
+
+    def _slot_logits(
+        self, feeds: dict[str, Array], source: str, present: dict[str, Array]
+    ) -> Array:
+        """(B, 1, V) logits at the last real position, by the decoder for single tokens."""
+        mask, rows = feeds["attention_mask"], feeds[source]
+        ends = mask.sum(1) - (mask.shape[1] - rows.shape[1]) - 1
+        batch = np.arange(len(rows))
+        own = {
+            source: rows[batch, ends][:, None],
+            "position_ids": feeds["position_ids"][..., batch, ends][..., None],
+            DEEPSTACK: feeds[DEEPSTACK][:, batch, ends][:, :, None],
+        }
+        if ATTENTION_END in feeds:
+            own[ATTENTION_END] = feeds[ATTENTION_END][batch, ends][:, None]
+        # The kernel writes a row's position where the row ends, over what stands there.
+        past = {name: np.ascontiguousarray(value[:, :, :-1]) for name, value in present.items()}
+        return _run(self._decoder, {**feeds, **own, **past})["logits"]
 
     def _ends(self, mask: Array, places: Array, span: Span | None) -> Array:
         """(B, S) last place that each new position sees."""

@@ -160,9 +160,10 @@ PRECISIONS = {
         Precision("int4", "4 bits in blocks of 32 with offsets: the default of devices", INT4),
         Precision(
             "int4-fast",
-            "4 bits in blocks of 128, lm_head too: decodes fastest, least memory, less exact",
+            "int4's verdicts; lm_head in 4 bits and the layers above the gate in blocks of 128",
             FAST,
             lm_head=TABLE_FORMATS["int4"],
+            below_gate=INT4,
         ),
         Precision(
             "int8-rows",
@@ -171,7 +172,7 @@ PRECISIONS = {
         ),
         Precision(
             "int4-int8",
-            "int8-rows to read prompts, int4-fast to decode: fastest, verdicts next to fp32",
+            "int8-rows to read prompts, blocks of 128 to decode: fastest, verdicts next to fp32",
             FAST,
             lm_head=TABLE_FORMATS["int4"],
             prefill=ROWS,

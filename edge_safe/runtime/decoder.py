@@ -71,10 +71,26 @@ class Decoder:
             logits[:] = verdict[:] = np.nan
             binding = bind_part(self._prefill, self.source, cache, inputs, start, end, spans)
             cache.bind(binding, self.layers)
-            binding.output("logits", logits)
+            if "logits" in self._prefill.outputs:
+                binding.output("logits", logits)
             binding.output("verdict_logits", verdict)
             binding.run(deadline.abort if deadline is not None else None)
+        if "logits" not in self._prefill.outputs:
+            self._read_slot(inputs, cache, logits, deadline)
         return logits, verdict
+
+    def _read_slot(
+        self, inputs: Inputs, cache: KeyValueCache, logits: Array, deadline: Deadline | None
+    ) -> None:
+        """Reads slot T once more, through the graph for single tokens, which has lm_head."""
+        if deadline is not None:
+            deadline.check()
+        total = len(inputs)
+        binding = bind_part(self.session, self.source, cache, inputs, total - 1, total)
+        cache.bind(binding, self.layers)
+        binding.output("logits", logits)
+        binding.output("verdict_logits", np.empty((1, 2), np.float32))
+        binding.run(deadline.abort if deadline is not None else None)
 
 
 class Stepper:

@@ -178,6 +178,8 @@ def decoder_graph(
     first_layer: int | None,
     final: TokenRows,
     store: WeightStore,
+    *,
+    answers: bool = True,
 ) -> GraphBuilder:
     """Layers first_layer .. L-1, logits at slot T and the ``final`` verdict at T-1.
 
@@ -189,12 +191,14 @@ def decoder_graph(
         first_layer: First layer, or None for all of them without a gate before.
         final: Verdict rows of the ``final`` stage.
         store: The weights file.
+        answers: Whether it has lm_head and gives logits.
     """
     g = GraphBuilder("decoder")
     name = "inputs_embeds" if first_layer is None else "hidden_states"
     residual = g.input(name, FLOAT, ["batch", "sequence", spec.hidden_size])
     common = common_inputs(g, weights.ropes, spans=spec.bidirectional != "none")
-    g.output("logits", FLOAT, ["batch", 1, spec.vocab_size])
+    if answers:
+        g.output("logits", FLOAT, ["batch", 1, spec.vocab_size])
     g.output("verdict_logits", FLOAT, ["batch", 2])
     deepstack = deepstack_input(g, spec, range(first_layer or 0, spec.layers))
     delta = ""
@@ -206,9 +210,10 @@ def decoder_graph(
             attended, residual = keep_tail(g, [attended, residual])
         residual, delta = _leave(g, spec, residual, attended, weights.layers[index], index)
     states, _ = add_norm(g, delta, residual, weights.final_norm, "final_norm", spec.eps)
-    slot = g.op("Gather", [states, g.constant(-1)], scope="lm_head/slot", axis=1)
-    logits = _softcap(g, linear(g, slot, weights.lm_head, "lm_head"), spec.logit_softcap)
-    g.op("Unsqueeze", [logits, g.constant([1])], scope="lm_head", outputs=["logits"])
+    if answers:
+        slot = g.op("Gather", [states, g.constant(-1)], scope="lm_head/slot", axis=1)
+        logits = _softcap(g, linear(g, slot, weights.lm_head, "lm_head"), spec.logit_softcap)
+        g.op("Unsqueeze", [logits, g.constant([1])], scope="lm_head", outputs=["logits"])
     last = g.op("Gather", [states, g.constant(0)], scope="final/last", axis=1)
     verdict = token_logits(g, last, final, store, "final")
     g.op("Identity", [verdict], scope="final", outputs=["verdict_logits"])
