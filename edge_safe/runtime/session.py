@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_safe.errors import BundleError, ProviderError
+from edge_safe.runtime.heap import share_one_heap
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
@@ -40,6 +41,8 @@ INSTALL_HINTS = {
 DEVICES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda", "tensorrt-rtx": "cuda"}
 
 WARNINGS_ONLY = 3
+
+share_one_heap()
 
 # One arena for the intermediate results of all graphs on the CPU: they run one after the other, so
 # that what the last one has used serves the next.

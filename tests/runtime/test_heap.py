@@ -1,0 +1,44 @@
+"""Tests of how the C library hands out memory, in a process of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+ALLOCATE = """
+import ctypes, sys, threading
+if sys.argv[1] == "shared":
+    from edge_safe.runtime.heap import share_one_heap
+    share_one_heap()
+library = ctypes.CDLL(None)
+library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+together = threading.Barrier(4)
+def allocate():
+    together.wait()
+    for _ in range(100):
+        library.malloc(2000)
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+library.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+library.malloc_info(0, ctypes.c_void_p.in_dll(library, "stdout"))
+library.fflush(None)
+"""
+
+
+def heaps(way: str) -> int:
+    run = subprocess.run(
+        [sys.executable, "-c", ALLOCATE, way], capture_output=True, text=True, check=True
+    )
+    return run.stdout.count("<heap nr=")
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_info"), reason="glibc alone"
+)
+def test_threads_share_one_heap() -> None:
+    assert heaps("own") > 1
+    assert heaps("shared") == 1
