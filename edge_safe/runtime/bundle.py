@@ -7,6 +7,7 @@ knows files and graphs; what flows through the graphs is the business of other m
 from __future__ import annotations
 
 import hashlib
+import mmap
 import threading
 from pathlib import Path, PurePosixPath
 
@@ -14,8 +15,6 @@ from edge_safe.errors import BundleError, IntegrityError
 from edge_safe.runtime.external_data import external_files
 from edge_safe.runtime.manifest import Manifest, confine, load_manifest
 from edge_safe.runtime.session import Session, provider_name
-
-_HASH_BLOCK = 1 << 20
 
 
 class Bundle:
@@ -88,6 +87,21 @@ class Bundle:
                         self._sessions[graph] = session
         return session
 
+    def check_graph(self, graph: str) -> Path:
+        """Checks a graph and every weight file it points to; gives the graph's path.
+
+        Raises:
+            BundleError: The bundle has no such graph.
+            IntegrityError: See ``file``.
+        """
+        if graph not in self.manifest.graphs:
+            known = ", ".join(self.manifest.graphs) or "none"
+            raise BundleError(f"{self.folder} has no graph '{graph}'; it has: {known}.")
+        name = self.manifest.graphs[graph].file
+        for location in sorted(external_files(self.read(name))):
+            self.file(str(PurePosixPath(name).parent / location))
+        return self.file(name)
+
     def run_counts(self) -> dict[str, int]:
         """How often each graph was run; graphs that were never opened count 0."""
         with self._lock:
@@ -109,7 +123,7 @@ class Bundle:
         for name in self.manifest.files:
             self.file(name)
         for graph in self.manifest.graphs:
-            self._check_weights(graph)
+            self.check_graph(graph)
 
     def _only_one(self, what: str) -> threading.Lock:
         """What keeps two threads from opening the same thing; different ones go side by side."""
@@ -118,22 +132,11 @@ class Bundle:
 
     def _open(self, graph: str) -> Session:
         """Checks a graph and its weights, then hands it to ONNX Runtime."""
-        if graph not in self.manifest.graphs:
-            known = ", ".join(self.manifest.graphs) or "none"
-            raise BundleError(f"{self.folder} has no graph '{graph}'; it has: {known}.")
-        self._check_weights(graph)
+        path = self.check_graph(graph)
         profile = None
         if self._profile_folder is not None:
             profile = str(self._profile_folder / graph)
-        path = self.file(self.manifest.graphs[graph].file)
         return Session(path, self.provider, self._threads, profile)
-
-    def _check_weights(self, graph: str) -> None:
-        """Confines and checks every weight file that a graph points to."""
-        name = self.manifest.graphs[graph].file
-        for location in sorted(external_files(self.read(name))):
-            parent = PurePosixPath(name).parent
-            self.file(str(parent / location))
 
     def _check(self, name: str, path: Path) -> None:
         """Compares a file with its entry in the manifest."""
@@ -199,9 +202,10 @@ def open_bundle(
 
 
 def sha256_file(path: Path) -> str:
-    """Lower-case hex sha256 of a file, read in blocks."""
-    digest = hashlib.sha256()
+    """Lower-case hex sha256 of a file."""
     with path.open("rb") as stream:
-        while block := stream.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        if not path.stat().st_size:
+            return hashlib.sha256().hexdigest()
+        # One call for all of it, during which other threads run Python.
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return hashlib.sha256(data).hexdigest()

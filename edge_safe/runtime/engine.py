@@ -100,6 +100,16 @@ class Engine:
         whole = bundle.manifest.model.bidirectional == "prompt"
         self._prefixes = PrefixCache(0 if whole else prefix_bytes)
 
+    def check(self) -> None:
+        """Hashes what ``load`` opens.
+
+        Raises:
+            BundleError: A graph is missing.
+            IntegrityError: A file is not the one the manifest names.
+        """
+        for name in self._names():
+            self._bundle.check_graph(name)
+
     def load(self) -> None:
         """Opens the language model's graphs now, so that a bad file shows before a request.
 
@@ -108,11 +118,9 @@ class Engine:
             IntegrityError: A file is not the one the manifest names.
             ProviderError: The provider did not start.
         """
-        names = ["decoder"] if self._manifest.safety.exit_layer is None else ["gate", "decoder"]
-        names += [name + PREFILL for name in names if name + PREFILL in self._manifest.graphs]
-        # ONNX Runtime packs weights on one thread; the weights file is hashed once for all.
+        # ONNX Runtime packs the weights of a graph on one thread.
         with ThreadPoolExecutor(available_cores()) as pool:
-            for _ in pool.map(self._bundle.session, ["embed_tokens", *names]):
+            for _ in pool.map(self._bundle.session, self._names()):
                 pass
 
     def new_state(self) -> State:
@@ -341,6 +349,12 @@ class Engine:
         calibration = self._manifest.safety.stages[stage].of(modality)
         threshold = policy.thresholds.get(stage, calibration.threshold)
         return judge(logits, calibration, threshold, stage)
+
+    def _names(self) -> list[str]:
+        """The language model's graphs."""
+        names = ["decoder"] if self._manifest.safety.exit_layer is None else ["gate", "decoder"]
+        names += [name + PREFILL for name in names if name + PREFILL in self._manifest.graphs]
+        return ["embed_tokens", *names]
 
     def _gate(self) -> Gate | None:
         """The gate's graph, opened on first use."""

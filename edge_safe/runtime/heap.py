@@ -16,6 +16,8 @@ def share_one_heap() -> None:
     stays there: 10 to 20 MB after the graphs of a 135M model were opened by several threads. Large
     pieces come from ONNX Runtime's arena anyway.
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(_M_ARENA_MAX, 1)

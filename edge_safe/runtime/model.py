@@ -117,9 +117,9 @@ class SafeModel:
             policy = load_policy(Path(policy))
         engine = Engine(bundle, int(prefix_cache_mb * 2**20))
         engine.stages(policy)
-        # The tokenizer is read by Python while ONNX Runtime opens the graphs.
+        # The tokenizer is parsed, which lets Python do nothing else, while the weights are hashed.
         with ThreadPoolExecutor(1) as pool:
-            opening = pool.submit(engine.load)
+            checking = pool.submit(engine.check)
             controls = {*safety.control_token_ids, safety.safe_token_id, safety.unsafe_token_id}
             tokens = Tokens(bundle.read(TOKENIZER_FILE), sorted(controls))
             family = open_family(bundle, tokens, untrained_towers)
@@ -128,7 +128,8 @@ class SafeModel:
             template = ChatTemplate(
                 _text(bundle, TEMPLATE_FILE), _template_variables(bundle), family.placeholders
             )
-            opening.result()
+            checking.result()
+        engine.load()
         builder = PromptBuilder(
             template, tokens, safety.safe_token_id, bundle.manifest.model.context_length
         )
