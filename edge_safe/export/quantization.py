@@ -104,7 +104,9 @@ class Precision:
     @property
     def gate(self) -> MatrixFormat:
         """Format of the matrix that the gate's own keys and values come from."""
-        return PLAIN if self.weights.bits >= 16 else INT8
+        if self.weights.bits >= 16:
+            return PLAIN
+        return MatrixFormat(8, accuracy_level=self.weights.accuracy_level)
 
     @property
     def head(self) -> MatrixFormat:
@@ -160,7 +162,7 @@ PRECISIONS = {
         Precision("int4", "4 bits in blocks of 32 with offsets: the default of devices", INT4),
         Precision(
             "int4-fast",
-            "int4's verdicts; lm_head in 4 bits and the layers above the gate in blocks of 128",
+            "int4 below the gate; above it blocks of 128, and lm_head in 4 bits: decodes faster",
             FAST,
             lm_head=TABLE_FORMATS["int4"],
             below_gate=INT4,

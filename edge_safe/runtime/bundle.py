@@ -7,7 +7,6 @@ knows files and graphs; what flows through the graphs is the business of other m
 from __future__ import annotations
 
 import hashlib
-import mmap
 import threading
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +14,9 @@ from edge_safe.errors import BundleError, IntegrityError
 from edge_safe.runtime.external_data import external_files
 from edge_safe.runtime.manifest import Manifest, confine, load_manifest
 from edge_safe.runtime.session import Session, provider_name
+
+# Reading and hashing a block lets other threads run Python; between blocks it waits for them.
+_HASH_BLOCK = 1 << 28
 
 
 class Bundle:
@@ -40,7 +42,7 @@ class Bundle:
         self._checked: set[str] = set()
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
-        self._opening: dict[str, threading.Lock] = {}
+        self._opening: dict[tuple[str, str], threading.Lock] = {}
 
     def file(self, name: str) -> Path:
         """Path of a file that was found to be the one the manifest names.
@@ -50,7 +52,7 @@ class Bundle:
             BundleError: It is missing or unreadable.
         """
         path = confine(self.folder, name)
-        with self._only_one(name):
+        with self._only_one("file", name):
             if name not in self._checked:
                 self._check(name, path)
                 self._checked.add(name)
@@ -79,7 +81,7 @@ class Bundle:
         """
         session = self._sessions.get(graph)
         if session is None:
-            with self._only_one(f"graph {graph}"):
+            with self._only_one("graph", graph):
                 session = self._sessions.get(graph)
                 if session is None:
                     session = self._open(graph)
@@ -125,10 +127,10 @@ class Bundle:
         for graph in self.manifest.graphs:
             self.check_graph(graph)
 
-    def _only_one(self, what: str) -> threading.Lock:
+    def _only_one(self, kind: str, name: str) -> threading.Lock:
         """What keeps two threads from opening the same thing; different ones go side by side."""
         with self._lock:
-            return self._opening.setdefault(what, threading.Lock())
+            return self._opening.setdefault((kind, name), threading.Lock())
 
     def _open(self, graph: str) -> Session:
         """Checks a graph and its weights, then hands it to ONNX Runtime."""
@@ -202,10 +204,10 @@ def open_bundle(
 
 
 def sha256_file(path: Path) -> str:
-    """Lower-case hex sha256 of a file."""
-    with path.open("rb") as stream:
-        if not path.stat().st_size:
-            return hashlib.sha256().hexdigest()
-        # One call for all of it, during which other threads run Python.
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return hashlib.sha256(data).hexdigest()
+    """Lower-case hex sha256 of a file, read in large blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        block = memoryview(bytearray(min(_HASH_BLOCK, max(1, path.stat().st_size))))
+        while count := stream.readinto(block):
+            digest.update(block[:count])
+    return digest.hexdigest()

@@ -48,7 +48,7 @@ class Decoder:
         cache: KeyValueCache,
         deadline: Deadline | None = None,
         spans: Sequence[Span] = (),
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array | None, Array]:
         """Reads new positions whose last one is slot T.
 
         Args:
@@ -58,7 +58,8 @@ class Decoder:
             spans: New positions that see each other, without slot T.
 
         Returns:
-            (1, 1, V) logits at slot T and (1, 2) verdict logits of the ``final`` stage.
+            (1, 1, V) logits at slot T, None where ``read_slot`` gives them, and (1, 2) verdict
+            logits of the ``final`` stage.
 
         Raises:
             GateError: The deadline passed.
@@ -75,22 +76,26 @@ class Decoder:
                 binding.output("logits", logits)
             binding.output("verdict_logits", verdict)
             binding.run(deadline.abort if deadline is not None else None)
-        if "logits" not in self._prefill.outputs:
-            self._read_slot(inputs, cache, logits, deadline)
-        return logits, verdict
+        return (logits if "logits" in self._prefill.outputs else None), verdict
 
-    def _read_slot(
-        self, inputs: Inputs, cache: KeyValueCache, logits: Array, deadline: Deadline | None
-    ) -> None:
-        """Reads slot T once more, through the graph for single tokens, which has lm_head."""
-        if deadline is not None:
-            deadline.check()
+    def read_slot(self, inputs: Inputs, cache: KeyValueCache) -> Array:
+        """Reads slot T once more, through the graph for single tokens, which has lm_head.
+
+        Args:
+            inputs: As they were given to ``prefill``, after which this is called.
+            cache: Likewise.
+
+        Returns:
+            (1, 1, V) logits at slot T.
+        """
+        logits = np.full((1, 1, self.vocab_size), np.nan, np.float32)
         total = len(inputs)
         binding = bind_part(self.session, self.source, cache, inputs, total - 1, total)
         cache.bind(binding, self.layers)
         binding.output("logits", logits)
         binding.output("verdict_logits", np.empty((1, 2), np.float32))
-        binding.run(deadline.abort if deadline is not None else None)
+        binding.run()
+        return logits
 
 
 class Stepper:

@@ -266,7 +266,10 @@ class Engine:
         if logits is None:
             if judged.states is None:
                 raise GateError("the prompt was not allowed, it cannot be answered")
-            logits, _ = self._decoder().prefill(judged.states, state.cache, spans=judged.spans)
+            decoder = self._decoder()
+            logits, _ = decoder.prefill(judged.states, state.cache, spans=judged.spans)
+            if logits is None:
+                logits = decoder.read_slot(judged.states, state.cache)
             state.cache.extend(len(judged.states), judged.states.span)
             judged.states, judged.logits = None, logits
             self._keep(judged.beginning, state, range(self._manifest.model.layers))
@@ -306,12 +309,12 @@ class Engine:
         gate = self._gate()
         beginning = leading[: self._prefixes.worth_keeping(leading)]
         if gate is not None and state.columns is not None:
-            states, logits = gate.prefill(states, state.cache, state.columns, deadline, spans)
+            states, judged = gate.prefill(states, state.cache, state.columns, deadline, spans)
             deadline.check()
             # Before anything is kept: what is no number must not come back.
             verdict = None
             if "gate" in stages:
-                verdict = self._verdict(logits, "gate", policy, modality)
+                verdict = self._verdict(judged, "gate", policy, modality)
             if prefix is None:
                 self._keep(beginning, state, gate.layers, states)
             elif prefix.states is not None:
@@ -325,11 +328,14 @@ class Engine:
                 verdict.decision is not Decision.ALLOW or stages[-1] == "gate"
             ):
                 return Judged(verdict, states, spans=spans, beginning=beginning)
-        logits, final = self._decoder().prefill(states, state.cache, deadline, spans)
+        decoder = self._decoder()
+        logits, final = decoder.prefill(states, state.cache, deadline, spans)
         deadline.check()
         verdict = self._verdict(final, "final", policy, modality)
         self._keep(beginning, state, range(self._manifest.model.layers))
         if verdict.decision is Decision.ALLOW:
+            if logits is None:
+                logits = decoder.read_slot(states, state.cache)
             state.cache.extend(len(states), states.span)
         return Judged(verdict, None, logits)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
+import os
 
 # glibc's <malloc.h>.
 _M_ARENA_MAX = -8
@@ -14,10 +13,17 @@ def share_one_heap() -> None:
 
     By itself glibc gives threads heaps of their own, up to eight a core, and what one thread frees
     stays there: 10 to 20 MB after the graphs of a 135M model were opened by several threads. Large
-    pieces come from ONNX Runtime's arena anyway.
+    pieces come from ONNX Runtime's arena anyway. ``MALLOC_ARENA_MAX`` in the environment goes
+    before.
     """
-    if sys.platform != "linux":
+    if "MALLOC_ARENA_MAX" in os.environ:
         return
-    library = ctypes.CDLL(None)
+    try:
+        import ctypes
+
+        library = ctypes.CDLL(None)
+    except (ImportError, OSError, TypeError):
+        # A trimmed Python, a static build, or no dlopen of the program itself: nothing is lost.
+        return
     if hasattr(library, "mallopt"):
         library.mallopt(_M_ARENA_MAX, 1)

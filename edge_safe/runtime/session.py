@@ -6,6 +6,7 @@ runs, or there is a ``ProviderError``: ONNX Runtime by itself falls back to the 
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -44,12 +45,18 @@ WARNINGS_ONLY = 3
 
 share_one_heap()
 
-# One arena for the intermediate results of all graphs on the CPU: they run one after the other, so
-# that what the last one has used serves the next.
-ort.create_and_register_allocator(
-    ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT),
-    None,
-)
+
+@functools.cache
+def share_one_arena() -> None:
+    """Lets the graphs on the CPU take intermediate results from one arena of this process.
+
+    They run one after the other, so that what the last one has used serves the next. It is made
+    when the first of them is opened, and goes before one that another library has made.
+    """
+    memory = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
+    ort.create_and_register_allocator(memory, None)
 
 
 class Buffer:
@@ -125,7 +132,10 @@ class Session:
         # Every prompt and picture has its own shape; a plan per shape would only pile up memory.
         options.enable_mem_pattern = False
         if provider == "cpu":
+            share_one_arena()
             options.add_session_config_entry("session.use_env_allocators", "1")
+            # Weights stay outside of it, so that they go when the graph does.
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         if profile_prefix is not None:

@@ -78,6 +78,11 @@ def work_of(bundle: Bundle, *, prefill: bool = False) -> Work:
                 weights = {name for name in node.inputs if name in tensors} - counted
                 work.weight_bytes += sum(tensors[weight].length for weight in weights)
                 counted |= weights
+    if ending and all(t.name != "logits" for t in graphs[f"decoder{ending}"].outputs):
+        # Slot T's logits come from the graph for single tokens.
+        head = work_of(bundle).head_multiplications
+        work.head_multiplications += head
+        work.multiplications += head
     return work
 
 
