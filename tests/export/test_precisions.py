@@ -137,6 +137,16 @@ def test_prompts_go_through_graphs_of_their_own(fast_bundle: Path) -> None:
     assert model.manifest.graphs["gate"].precision == "int4"
 
 
+@pytest.mark.parametrize(("threshold", "runs"), [(0.0, 0), (1.0, 1)])
+def test_slot_t_is_read_behind_the_verdict_at_full_depth(
+    fast_bundle: Path, threshold: float, runs: int
+) -> None:
+    policy = Policy(stages=("final",), thresholds={"final": threshold})
+    model = SafeModel.load(fast_bundle, accept_failed=True, policy=policy)
+    model.assess(REQUESTS[0])
+    assert (model.run_counts()["decoder_prefill"], model.run_counts()["decoder"]) == (1, runs)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("bundle", ["fast_bundle", "tiny_bundle_int4"])
 def test_what_is_no_number_does_not_get_lost_in_whole_numbers(
