@@ -28,7 +28,7 @@ from edge_safe.cli import (
     verify,
 )
 from edge_safe.cli.console import Terminal
-from edge_safe.cli.errors import Failure, explain
+from edge_safe.cli.errors import INTERRUPTED, Failure, explain
 
 # Seconds after Ctrl-C in which an error that nobody expected is taken for its work.
 _AFTERMATH = 5.0
@@ -100,7 +100,11 @@ def call(arguments: Sequence[str]) -> int:
     interrupts: list[float] = []
     try:
         with _noting_interrupts(interrupts):
-            return int(app(list(arguments), prog_name="edge-safe", standalone_mode=False) or 0)
+            code = int(app(list(arguments), prog_name="edge-safe", standalone_mode=False) or 0)
+        if code == INTERRUPTED:
+            # Typer makes a code of an interrupt, and says nothing.
+            raise KeyboardInterrupt
+        return code
     except BrokenPipeError:
         # The reader of our output has gone; a flush at exit must not complain about it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -39,8 +39,8 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
         overwrite: Whether one that is there may be replaced.
 
     Raises:
-        ExportError: ``out`` is there already, the folder cannot be written, the disk is full, or
-            the block was interrupted from the keyboard. Nothing half-written is left.
+        ExportError: ``out`` is there already, the folder cannot be written, or the disk is full.
+            Nothing half-written is left, nor is it by whatever else ends the block.
     """
     # Only the parent is resolved: a link at ``out`` has to be seen as what it is.
     out = out.parent.resolve() / out.name
@@ -55,10 +55,6 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
             _publish(work, out, overwrite=overwrite)
     except OSError as error:
         raise ExportError(_explain(error, out)) from error
-    except KeyboardInterrupt as error:
-        raise ExportError(
-            f"The export was interrupted; {out} is as it was and nothing half-written is left."
-        ) from error
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:

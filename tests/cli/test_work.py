@@ -100,7 +100,7 @@ def test_an_interrupted_export_leaves_nothing_behind(tiny_checkpoint, tmp_path: 
             assert job.poll() is None
         job.send_signal(signal.SIGINT)
         _, errors = job.communicate(timeout=120)
-    assert job.returncode == 1
+    assert job.returncode == 130
     assert b"Traceback" not in errors
     assert b"interrupted" in errors
     assert list(tmp_path.iterdir()) == []

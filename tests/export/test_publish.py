@@ -76,18 +76,18 @@ def test_overwrite_replaces_all_of_the_old_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "message"),
+    ("failure", "error", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "disk is full"),
-        (KeyboardInterrupt(), "interrupted"),
-        (OSError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), ExportError, "disk is full"),
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (OSError(errno.EACCES, "Permission denied"), ExportError, "Permission denied"),
     ],
 )
 def test_failure_leaves_the_old_folder_and_nothing_else(
-    failure: BaseException, message: str, tmp_path: Path
+    failure: BaseException, error: type[BaseException], message: str, tmp_path: Path
 ) -> None:
     write(tmp_path / "bundle", "old")
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(error, match=message):
         _fail(tmp_path / "bundle", failure)
     assert contents(tmp_path) == ["bundle", "bundle/file"]
     assert (tmp_path / "bundle" / "file").read_text() == "old"
