@@ -53,7 +53,7 @@ ENCODER = {
 }  # fmt: skip
 TEXT = SIZES | {
     "vocab_size": VOCABULARY + len(SPECIAL),
-    "max_position_embeddings": 2048,
+    "max_position_embeddings": 4096,
     "original_max_position_embeddings": 2048,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,

@@ -298,10 +298,10 @@ def test_sounds_of_another_length_than_the_encoder_s_are_refused(model: SafeMode
     with pytest.raises(MediaError, match="25 ms, too short"):
         model.assess(QUESTION, audio=(np.zeros(399, np.float32), RATE))
     seconds = model._requests.bundle.manifest.processors["audio"]["frames"]["max_seconds"]
-    # 2048 positions of 80 ms.
-    assert seconds == 163
-    with pytest.raises(MediaError, match="at most 163 s"):
-        model.assess(QUESTION, audio=(np.zeros(164 * RATE, np.float32), RATE))
+    # 4096 positions of 80 ms.
+    assert seconds == 327
+    with pytest.raises(MediaError, match="at most 327 s"):
+        model.assess(QUESTION, audio=(np.zeros(328 * RATE, np.float32), RATE))
 
 
 def audio_of(manifest: dict[str, Any]) -> dict[str, Any]:
