@@ -218,6 +218,13 @@ def _show(terminal: Terminal, report: dict[str, Any]) -> None:
         f"({number(report['length_matched']['length_auroc'])} on the length-matched rows), of a "
         f"bag of words {number(words['auroc'])} (learned from {words['trained_on']})"
     )
+    for place in report["ended_at"]:
+        layer = "full depth" if place["layer"] is None else f"layer {place['layer']}"
+        terminal.say(
+            f"Decided at {layer} ({place['stage']}): {percent(place['harmful'])} of the harmful, "
+            f"{percent(place['harmless'])} of the harmless rows, {percent(place['refused'])} of "
+            f"them refused, median {number(place['median_ms'], 0)} ms"
+        )
     times = report["time_to_verdict_ms"]
     terminal.say(
         f"Time to verdict: median {number(times['median'], 0)} ms, 90 % within "

@@ -64,7 +64,8 @@ def command(
         str,
         typer.Option(
             metavar="auto|N|none",
-            help="The layer the gate reads; auto is the checkpoint's own, none is full depth.",
+            help="The layer the gate reads; auto is the checkpoint's own with its early exit, or "
+            "the earliest within the policy's max_asr; none is full depth.",
         ),
     ] = "auto",
     calibration: Annotated[
@@ -94,6 +95,10 @@ def command(
     ] = None,
     unsafe_token: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The other one of the two.")
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The policy the bundle comes with, TOML or JSON."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a bundle that is already there.")
@@ -132,6 +137,7 @@ def command(
             overwrite=overwrite,
             safe_token=safe_token,
             unsafe_token=unsafe_token,
+            policy=policy,
             progress=progress,
         )
     import msgspec

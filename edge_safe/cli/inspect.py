@@ -57,6 +57,15 @@ def describe(manifest: Manifest) -> Iterator[str]:
             f"  the gate reads layer {safety.exit_layer} of {model.layers}; heads were trained at "
             f"{', '.join(map(str, safety.layers))}"
         )
+    if safety.early is not None:
+        early = safety.early.calibration
+        yield f"  clear cases end at layer {safety.early.layer} already"
+        for name, fit in (("text", early), *early.modalities.items()):
+            ends = None if fit.asr is None else 1.0 - fit.asr
+            yield (
+                f"  early exit, {name}: ends {percent(ends)} of the harmful, "
+                f"{percent(fit.fpr)} of the harmless requests at p_unsafe >= {fit.threshold:.3f}"
+            )
     for stage, calibration in safety.stages.items():
         yield from _calibration(f"stage {stage}", calibration)
         for name, fit in calibration.modalities.items():

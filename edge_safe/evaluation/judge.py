@@ -34,6 +34,7 @@ class Judgement:
         stage: The stage that decided; ``input`` for a row that never reached one.
         verdict_ms: From the call to the verdict, media included.
         reason: Why it is an ``error``, None otherwise.
+        layer: See ``Verdict``.
     """
 
     id: str | int
@@ -42,6 +43,7 @@ class Judgement:
     stage: str
     verdict_ms: float
     reason: str | None = None
+    layer: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The row that `classify` writes."""
@@ -121,7 +123,13 @@ def _judgement(row: Row, verdict: Verdict, milliseconds: float) -> Judgement:
     """A row's verdict as it is written down."""
     p_unsafe = verdict.p_unsafe if math.isfinite(verdict.p_unsafe) else None
     return Judgement(
-        row.id, verdict.decision.value, p_unsafe, verdict.stage, milliseconds, verdict.reason
+        row.id,
+        verdict.decision.value,
+        p_unsafe,
+        verdict.stage,
+        milliseconds,
+        verdict.reason,
+        verdict.layer,
     )
 
 

@@ -6,6 +6,7 @@ so they are neither let through nor a verdict.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -53,6 +54,28 @@ class Times(TypedDict):
     max: float | None
 
 
+class Ended(TypedDict):
+    """What was decided at one place.
+
+    Attributes:
+        stage: The stage.
+        layer: Where the model was left; None at full depth.
+        rows: Rows decided there.
+        harmful: Their share of all harmful rows; None without any.
+        harmless: Their share of all harmless rows.
+        refused: Of the rows decided there, the share that was refused.
+        median_ms: Median time to these verdicts.
+    """
+
+    stage: str
+    layer: int | None
+    rows: int
+    harmful: float | None
+    harmless: float | None
+    refused: float
+    median_ms: float
+
+
 class Report(TypedDict):
     """Everything that was measured; a value that the rows cannot give is None.
 
@@ -66,6 +89,7 @@ class Report(TypedDict):
         length_matched: The figures of rows on which both labels have the same lengths.
         baselines: What a gate must beat on these rows.
         time_to_verdict_ms: How long verdicts took.
+        ended_at: Where rows were decided, the earliest place first.
     """
 
     rows: int
@@ -77,6 +101,7 @@ class Report(TypedDict):
     length_matched: Part
     baselines: Baselines
     time_to_verdict_ms: Times
+    ended_at: list[Ended]
 
 
 def build_report(
@@ -151,6 +176,7 @@ def build_report(
             "bag_of_words": {"auroc": overall["bag_of_words_auroc"], "trained_on": trained_on},
         },
         "time_to_verdict_ms": _times([judgement.verdict_ms for _, judgement in judged]),
+        "ended_at": _ended_at([judgement for _, judgement in judged], labels),
     }
 
 
@@ -177,6 +203,30 @@ def _auroc_against_others(source: str, rows: Sequence[Row], scored: Scored) -> f
         picked = own | (labels != labels[own][0])
         return value_or_none(lambda: metrics.auroc(labels[picked], scored.p_unsafe[picked]))
     return None
+
+
+def _ended_at(judgements: Sequence[Judgement], unsafe: NDArray[np.bool_]) -> list[Ended]:
+    """Where rows were decided: at the early exit, at the gate, at full depth."""
+    places = sorted(
+        {(judgement.stage, judgement.layer) for judgement in judgements},
+        key=lambda place: math.inf if place[1] is None else place[1],
+    )
+    found: list[Ended] = []
+    for stage, layer in places:
+        here = np.array([(one.stage, one.layer) == (stage, layer) for one in judgements])
+        own = [one for one, there in zip(judgements, here, strict=True) if there]
+        found.append(
+            {
+                "stage": stage,
+                "layer": layer,
+                "rows": len(own),
+                "harmful": float(here[unsafe].mean()) if unsafe.any() else None,
+                "harmless": float(here[~unsafe].mean()) if not unsafe.all() else None,
+                "refused": float(np.mean([one.decision == "refuse" for one in own])),
+                "median_ms": round(float(np.median([one.verdict_ms for one in own])), 3),
+            }
+        )
+    return found
 
 
 def _times(milliseconds: Sequence[float]) -> Times:

@@ -23,7 +23,7 @@ from edge_safe.export.targets import Bounds
 from edge_safe.models.examples import LogOdds
 from edge_safe.models.prompts import Message, PromptEncoder
 from edge_safe.models.recipe import CalibrationSection, read_recipe
-from edge_safe.runtime.calibration import MODALITIES, StageCalibration, score, sigmoid
+from edge_safe.runtime.calibration import MODALITIES, Fitted, StageCalibration, score, sigmoid
 from edge_safe.runtime.manifest import Acceptance, Safety
 from edge_safe.runtime.model import SafeModel
 from edge_safe.runtime.policy import Policy, Stage
@@ -35,6 +35,8 @@ BoolArray = npt.NDArray[np.bool_]
 # While log-odds are measured the bundle's calibration is this scale alone: p stays far enough
 # from 0 and 1 to be turned back into log-odds of several hundred.
 MEASURING = StageCalibration(scale=0.1, bias=0.0, threshold=0.5)
+# An early exit that ends every request tells its log-odds.
+ALL_END_EARLY = StageCalibration(scale=0.1, bias=0.0, threshold=0.0)
 
 RECIPE_FILE = "recipe.toml"
 
@@ -91,6 +93,7 @@ def measure_agreement(
     encoder: PromptEncoder,
     safe_token: int,
     torch_calibration: StageCalibration,
+    early: StageCalibration | None = None,
 ) -> Agreement:
     """Runs the bundle and the torch model on the same rows.
 
@@ -102,6 +105,7 @@ def measure_agreement(
         encoder: Turns a text into ids.
         safe_token: Id at slot T.
         torch_calibration: The torch model's calibration of its first stage; it judges texts.
+        early: That of its early exit, None without one.
     """
     model = SafeModel.load(folder, accept_failed=True)
     verdicts = [model.assess(row.prompt, images=row.images, audio=row.audio) for row in rows]
@@ -112,10 +116,9 @@ def measure_agreement(
     auroc, asr, fpr = _rates(unsafe[decided], p_unsafe[decided], refused[decided])
 
     both = [n for n, row in enumerate(rows) if row.modality == "text" and decided[n]]
-    torch_p = _torch_p(
-        [rows[n].prompt for n in both], reference, encoder, safe_token, torch_calibration
+    torch_p, torch_refused = _torch_p(
+        [rows[n].prompt for n in both], reference, encoder, safe_token, torch_calibration, early
     )
-    torch_refused = torch_p >= torch_calibration.threshold
     torch_rates = _rates(unsafe[both], torch_p, torch_refused)
     return Agreement(
         data=data,
@@ -233,11 +236,22 @@ def _torch_p(
     encoder: PromptEncoder,
     safe_token: int,
     calibration: StageCalibration,
-) -> FloatArray:
-    """(n,) calibrated p_unsafe of the torch model's first stage."""
+    early: StageCalibration | None,
+) -> tuple[FloatArray, BoolArray]:
+    """(n,) calibrated p_unsafe of the torch model where it decides, and whether it refuses."""
     ids = [[*encoder.encode([Message("user", prompt)]), safe_token] for prompt in prompts]
     odds = reference.log_odds([reference.embed(np.array([row])) for row in ids])
-    return np.array([sigmoid(score(calibration, float(value))) for value in odds])
+    p_unsafe = _calibrated(calibration, odds.first)
+    refused = p_unsafe >= calibration.threshold
+    if early is not None and odds.early is not None:
+        at_exit = _calibrated(early, odds.early)
+        ends = at_exit >= early.threshold
+        p_unsafe, refused = np.where(ends, at_exit, p_unsafe), refused | ends
+    return p_unsafe, refused
+
+
+def _calibrated(calibration: Fitted, log_odds: npt.NDArray[np.float32]) -> FloatArray:
+    return np.array([sigmoid(score(calibration, float(value))) for value in log_odds])
 
 
 def _rates(

@@ -23,7 +23,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from edge_safe.errors import ExportError
-from edge_safe.export.drift import refuses
 from edge_safe.export.footprint import least_bytes, matrix_bytes
 from edge_safe.export.graphs.spec import DecoderSpec
 from edge_safe.export.packing import dequantize
@@ -36,7 +35,7 @@ from edge_safe.export.quantization import (
 from edge_safe.export.reference import Reference
 from edge_safe.export.rounding import quantize
 from edge_safe.models.base_model import decoder_layers
-from edge_safe.runtime.calibration import StageCalibration
+from edge_safe.runtime.calibration import StageCalibration, refuses
 
 # Rows of the table of precisions that a group of layers may have, and formats of embedding and
 # lm_head, from the smallest on. What the last ones lose is taken as nothing.

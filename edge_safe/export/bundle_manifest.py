@@ -12,7 +12,7 @@ from edge_safe.export.families.base import Opened
 from edge_safe.export.safety_plan import SafetyPlan
 from edge_safe.runtime import manifest as schema
 from edge_safe.runtime.calibration import StageCalibration
-from edge_safe.runtime.policy import Stage
+from edge_safe.runtime.policy import Policy, Stage
 
 
 def draft_manifest(
@@ -25,6 +25,7 @@ def draft_manifest(
     target: str,
     precision: str,
     command: str,
+    policy: Policy,
 ) -> schema.Manifest:
     """The manifest without files, and with the torch model's calibration.
 
@@ -37,6 +38,7 @@ def draft_manifest(
         target: Name of the target.
         precision: Name of the row of the table of precisions.
         command: The call, for the provenance.
+        policy: What the bundle comes with.
 
     Raises:
         ExportError: The checkpoint names no end-of-text token.
@@ -51,24 +53,33 @@ def draft_manifest(
         graphs=describe_graphs(folder),
         model=_model_info(opened),
         processors=opened.processors,
-        safety=_safety(plan),
+        safety=_safety(plan, policy),
         provenance=provenance(source, command),
     )
 
 
 def with_stages(
-    manifest: schema.Manifest, stages: dict[Stage, StageCalibration], *, refitted: bool = False
+    manifest: schema.Manifest,
+    stages: dict[Stage, StageCalibration],
+    early: StageCalibration | None = None,
+    *,
+    refitted: bool = False,
 ) -> schema.Manifest:
-    """The manifest with another calibration of its stages."""
-    safety = msgspec.structs.replace(manifest.safety, stages=stages, refitted=refitted)
+    """The manifest with another calibration of its stages; without ``early`` they decide alone."""
+    there = manifest.safety.early
+    safety = msgspec.structs.replace(
+        manifest.safety,
+        stages=stages,
+        early=None if there is None or early is None else schema.EarlyExit(there.layer, early),
+        refitted=refitted,
+    )
     return msgspec.structs.replace(manifest, safety=safety)
 
 
-def _safety(plan: SafetyPlan) -> schema.Safety:
+def _safety(plan: SafetyPlan, policy: Policy) -> schema.Safety:
     attention = None
     if plan.head is not None:
-        heads, width = plan.head.query.shape
-        attention = schema.AttentionInfo(heads, width)
+        attention = schema.AttentionInfo(*plan.columns)
     return schema.Safety(
         safe_token_id=plan.safe_token_id,
         unsafe_token_id=plan.unsafe_token_id,
@@ -77,6 +88,10 @@ def _safety(plan: SafetyPlan) -> schema.Safety:
         layers=list(plan.layers),
         attention=attention,
         stages=plan.stages,
+        policy=policy,
+        early=None
+        if plan.early is None
+        else schema.EarlyExit(plan.early.layer, plan.early.calibration),
     )
 
 

@@ -10,11 +10,10 @@ import numpy as np
 from edge_safe.models.examples import LogOdds
 from edge_safe.runtime.calibration import (
     MODALITIES,
-    Fitted,
     Modality,
     StageCalibration,
-    score,
-    sigmoid,
+    edge,
+    refuses,
 )
 from edge_safe.runtime.policy import Stage
 
@@ -60,23 +59,6 @@ def threshold_drift(
         after: The re-fitted ones.
     """
     return list(_drifts(odds, before, after))
-
-
-def edge(calibration: Fitted) -> float:
-    """Log-odds at which the decision changes; scale is not negative."""
-    share = float(np.clip(calibration.threshold, 1e-9, 1 - 1e-9))
-    value = (float(np.log(share) - np.log1p(-share)) - calibration.bias) / max(
-        calibration.scale, 1e-9
-    )
-    if calibration.knots:
-        odds, values = zip(*calibration.knots, strict=True)
-        return float(np.interp(value, values, odds))
-    return value
-
-
-def refuses(calibration: Fitted, log_odds: float) -> bool:
-    """Whether the runtime refuses at these log-odds."""
-    return sigmoid(score(calibration, log_odds)) >= calibration.threshold
 
 
 def _drifts(

@@ -14,6 +14,7 @@ from edge_safe.export.clock import Clock
 from edge_safe.export.families.base import Emission, Opened
 from edge_safe.export.graphs.decoder import (
     ModelWeights,
+    columns_graph,
     decoder_graph,
     embedding_graph,
     gate_graph,
@@ -109,8 +110,14 @@ def _save_graphs(
     Slot T of a prompt goes through the decoder for single tokens, so that lm_head is packed once.
     """
     if plan.exit_layer is not None and plan.head is not None:
-        gate = gate_graph(weights, spec, plan.exit_layer, plan.head, store, form)
+        early = None if plan.early is None else plan.early.head
+        gate = gate_graph(weights, spec, plan.exit_layer, plan.head, store, form, early)
         gate.save(folder / f"gate{suffix}.onnx")
+        if suffix == "":
+            columns = columns_graph(
+                spec.hidden_size, plan.exit_layer, plan.head, store, form, early
+            )
+            columns.save(folder / "gate_columns.onnx")
     decoder = decoder_graph(
         weights, spec, plan.exit_layer, plan.final, store, answers=suffix != PREFILL
     )
@@ -131,13 +138,13 @@ def compare_with_torch(
         ExportError: An exact graph differs, or a quantized one gives no finite numbers.
     """
     tolerance = FP32_TOLERANCE if form.exact else None
-    shape = (0, 0) if plan.head is None else plan.head.query.shape
+    shape = plan.columns
     with clock.step("compare with torch") as share:
         graphs = LanguageGraphs(
             folder,
             opened.spec,
             plan.exit_layer,
-            (shape[0], shape[1]),
+            shape,
             form.cache,
             () if form.seen is None else form.seen.caches,
         )

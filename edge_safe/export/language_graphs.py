@@ -16,7 +16,8 @@ import numpy.typing as npt
 from edge_safe.export.activations import CacheReach
 from edge_safe.export.cache_format import CacheFormat, cache_scales
 from edge_safe.export.graphs.spec import DecoderSpec
-from edge_safe.runtime.prefill import ATTENTION_END, DEEPSTACK, PREFILL, Span
+from edge_safe.runtime.gate import EARLY_VERDICT
+from edge_safe.runtime.prefill import ATTENTION_END, DEEPSTACK, EARLY_BOUND, PREFILL, Span
 from edge_safe.runtime.session import Session
 
 Array = npt.NDArray[Any]
@@ -44,6 +45,7 @@ class ChunkOutput:
     Attributes:
         hidden_states: (B, S, d) states entering the exit layer, None without a gate.
         gate_verdict: (B, 2), None without a gate.
+        early_verdict: (B, 2) of the early exit, None without one.
         final_verdict: (B, 2).
         logits: (B, V) at slot T.
         cache: Everything up to this chunk.
@@ -51,6 +53,7 @@ class ChunkOutput:
 
     hidden_states: Array | None
     gate_verdict: Array | None
+    early_verdict: Array | None
     final_verdict: Array
     logits: Array
     cache: Cache
@@ -76,6 +79,7 @@ class LanguageGraphs:
         self._embed = Session(folder / "embed_tokens.onnx", threads=1)
         gated = exit_layer is not None
         self._gate = Session(folder / "gate.onnx", threads=1) if gated else None
+        self._columns = Session(folder / "gate_columns.onnx", threads=1) if gated else None
         self._decoder = Session(folder / "decoder.onnx", threads=1)
         self._prefill_gate, self._prefill_decoder = self._gate, self._decoder
         if (folder / f"decoder{PREFILL}.onnx").exists():
@@ -138,7 +142,9 @@ class LanguageGraphs:
         common = {"attention_mask": mask, "position_ids": positions, DEEPSTACK: deepstack}
         if self.spec.bidirectional != "none":
             common[ATTENTION_END] = self._ends(mask, counted, span)
-        states, verdict, gate_cache, presents = embeds, None, None, []
+        # Nothing ends early here: parity has to see every output.
+        common[EARLY_BOUND] = np.full(len(embeds), np.inf, np.float32)
+        states, verdict, early, gate_cache, presents = embeds, None, None, None, []
         decoding = embeds.shape[1] == 1
         gate = self._gate if decoding else self._prefill_gate
         decoder = self._decoder if decoding else self._prefill_decoder
@@ -147,7 +153,11 @@ class LanguageGraphs:
             feeds = {"inputs_embeds": embeds, "gate_past": cache.gate, **common}
             found = _run(gate, feeds | _past(cache, layers))
             states, verdict = found["hidden_states"], found["verdict_logits"]
+            early = found.get(EARLY_VERDICT)
             gate_cache = found["gate_present"]
+            if decoding and self._columns is not None:
+                new = _run(self._columns, found)["gate_columns"]
+                gate_cache = np.concatenate([gate_cache, new], axis=3)
             presents += _present(found, layers)
         layers = range(self.exit_layer or 0, self.spec.layers)
         source = "inputs_embeds" if gate is None else "hidden_states"
@@ -162,6 +172,7 @@ class LanguageGraphs:
         return ChunkOutput(
             None if gate is None else states,
             verdict,
+            early,
             found["verdict_logits"],
             logits[:, 0],
             grown,

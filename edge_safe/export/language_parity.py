@@ -12,7 +12,6 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from edge_safe.errors import ExportError
-from edge_safe.export.drift import edge, refuses
 from edge_safe.export.greedy_parity import GreedyParity, check_greedy
 from edge_safe.export.language_graphs import Cache, ChunkOutput, LanguageGraphs
 from edge_safe.export.parity import Boundary, compare, compare_all
@@ -23,9 +22,12 @@ from edge_safe.runtime.calibration import (
     MODALITIES,
     Fitted,
     StageCalibration,
+    edge,
+    refuses,
     score,
     sigmoid,
 )
+from edge_safe.runtime.gate import EARLY_VERDICT
 
 Array = npt.NDArray[Any]
 
@@ -205,6 +207,9 @@ def _whole(
             "verdict_logits": expected.gate_verdict,
             "gate_present": expected.gate_columns,
         }
+        if found.early_verdict is not None and expected.early_verdict is not None:
+            outputs[EARLY_VERDICT] = found.early_verdict
+            wanted[EARLY_VERDICT] = expected.early_verdict
         boundaries += compare_all(
             "gate", case, _present_only(outputs), _present_only(wanted), tolerance
         )
@@ -244,6 +249,7 @@ def _with_past(
     part = Expected(
         states,
         expected.gate_verdict,
+        expected.early_verdict,
         expected.gate_columns,
         expected.final_verdict,
         expected.logits,
@@ -298,10 +304,14 @@ def _slot_change(graphs: LanguageGraphs, prompt: Prompt, found: ChunkOutput) -> 
     other = prompt.embeds.copy()
     other[:, -1] = -3.0 * other[:, 0] + 1.0
     changed = _run(graphs, replace(prompt, embeds=other))
-    change = float(np.abs(changed.final_verdict - found.final_verdict).max())
-    if changed.gate_verdict is not None and found.gate_verdict is not None:
-        change = max(change, float(np.abs(changed.gate_verdict - found.gate_verdict).max()))
-    return change
+    pairs = [
+        (changed.final_verdict, found.final_verdict),
+        (changed.gate_verdict, found.gate_verdict),
+        (changed.early_verdict, found.early_verdict),
+    ]
+    return max(
+        float(np.abs(one - two).max()) for one, two in pairs if one is not None and two is not None
+    )
 
 
 def _log_odds(found: ChunkOutput) -> float:

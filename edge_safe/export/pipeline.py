@@ -43,6 +43,7 @@ from edge_safe.export.safety_plan import (
 from edge_safe.export.targets import Target, target_named
 from edge_safe.models.prompts import Message, PromptEncoder
 from edge_safe.runtime import manifest as schema
+from edge_safe.runtime.policy import Policy, load_policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Job:
         acceptance: Rows to test on.
         clock: Tells progress.
         command: The precision as it was asked for.
+        policy: What the bundle comes with.
     """
 
     source: Path
@@ -76,6 +78,7 @@ class Job:
     acceptance: AcceptanceRows
     clock: Clock
     command: str
+    policy: Policy
 
 
 def export_bundle(
@@ -94,6 +97,7 @@ def export_bundle(
     overwrite: bool = False,
     safe_token: str | None = None,
     unsafe_token: str | None = None,
+    policy: Path | None = None,
     progress: Progress = lambda step, share: None,
 ) -> ExportReport:
     """Turns a checkpoint folder into a bundle, or leaves everything as it was.
@@ -107,7 +111,8 @@ def export_bundle(
         embedding: A format for the embedding in place of the row's own.
         lm_head: The same for the output matrix.
         kv_cache: What keys and values are kept as.
-        exit_layer: ``auto`` for the checkpoint's own, ``none`` for full depth, or a layer.
+        exit_layer: ``auto`` for the checkpoint's own, or for the earliest that is within the
+            policy's ``max_asr``; ``none`` for full depth, or a layer.
         calibration: Labelled rows to re-fit the bundle's thresholds on; without it those of the
             torch model are carried over. Its texts also show what flows through the model, for
             precisions and caches that ask for it.
@@ -118,6 +123,7 @@ def export_bundle(
         overwrite: Whether a folder that is there may be replaced, after success.
         safe_token: With ``unsafe_token``, for a model that was only fine-tuned to emit the two.
         unsafe_token: The other one.
+        policy: The policy file that the bundle comes with.
         progress: Told the step and the share of it that is done.
 
     Returns:
@@ -129,7 +135,9 @@ def export_bundle(
         CheckpointError: The checkpoint cannot be read.
         UsageError: The arguments do not go together.
         DataError: A calibration or acceptance file is malformed, or they share rows.
+        PolicyError: The policy is malformed.
     """
+    own_policy = Policy() if policy is None else load_policy(policy)
     source, out = Path(source), Path(out)
     made_for = target_named(target)
     row = precision_named("int4" if precision == "auto" else precision, embedding, lm_head)
@@ -145,7 +153,7 @@ def export_bundle(
     tested_on = acceptance_rows(acceptance)
     if fitted_on is not None:
         check_apart(fitted_on[1], tested_on.rows)
-    plan = None if only_tokens else plan_from_module(source, exit_layer)
+    plan = None if only_tokens else plan_from_module(source, exit_layer, own_policy.max_asr)
     clock = Clock(progress)
 
     with staged(out, overwrite=overwrite) as folder:
@@ -174,11 +182,13 @@ def export_bundle(
                 plan.exit_layer,
                 opened.streamed,
                 opened.spec.bidirectional,
+                None if plan.early is None else plan.early.layer,
             ),
             fitted_on,
             tested_on,
             clock,
             precision,
+            own_policy,
         )
         seen = None
         if row.scaled or row.smoothed or cache == "int8":
@@ -252,12 +262,14 @@ def _attempt(job: Job, form: Form) -> ExportReport:
         target=job.target.name,
         precision=form.precision.name,
         command=_command(job, form),
+        policy=job.policy,
     )
     drift: list[ThresholdDrift] = []
     if job.calibration is not None:
         with clock.step("fit the thresholds"):
-            stages, drift = refit(folder, manifest, job.source, *job.calibration)
-        manifest = with_stages(manifest, stages, refitted=True)
+            again = refit(folder, manifest, job.source, *job.calibration)
+        drift = again.drift
+        manifest = with_stages(manifest, again.stages, again.early, refitted=True)
     with clock.step("test the bundle"):
         write_manifest(folder, msgspec.structs.replace(manifest, files=hash_files(folder)))
         found = tests.measure_agreement(
@@ -268,6 +280,7 @@ def _attempt(job: Job, form: Form) -> ExportReport:
             PromptEncoder(opened.tokenizer),
             plan.safe_token_id,
             plan.stages[plan.first_stage],
+            None if plan.early is None else plan.early.calibration,
         )
     accepted = tests.judge_agreement(
         found,

@@ -52,7 +52,9 @@ class Expected:
     Attributes:
         hidden_states: (B, S, d) entering the exit layer, None without a gate.
         gate_verdict: (B, 2), None without a gate.
-        gate_columns: (B, 2, H, S, dk) the safety attention's keys and values, None likewise.
+        early_verdict: (B, 2) of the early exit, None without one.
+        gate_columns: (B, 2, H, S, dk) the safety attention's keys and values, the early exit's
+            first; None without a gate.
         final_verdict: (B, 2).
         logits: (B, V) at slot T.
         caches: (B, kv_heads, S, head_dim) keys and values of every layer.
@@ -60,10 +62,24 @@ class Expected:
 
     hidden_states: Array | None
     gate_verdict: Array | None
+    early_verdict: Array | None
     gate_columns: Array | None
     final_verdict: Array
     logits: Array
     caches: tuple[tuple[Array, Array], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogOdds:
+    """What torch's stages say of n prompts, unsafe - safe.
+
+    Attributes:
+        first: (n,) of the gate, or of ``final`` without one.
+        early: (n,) of the early exit, None without one.
+    """
+
+    first: Array
+    early: Array | None
 
 
 class Reference:
@@ -76,6 +92,7 @@ class Reference:
         exit_layer: Layer of the gate, None without one.
         streamed: Whether the model reads its weights anew at every run, so that runs are few.
         bidirectional: Which positions see each other.
+        early_layer: Layer of the early exit, None without one.
     """
 
     def __init__(
@@ -86,6 +103,7 @@ class Reference:
         exit_layer: int | None,
         streamed: bool = False,
         bidirectional: Bidirectional = "none",
+        early_layer: int | None = None,
     ) -> None:
         self.streamed = streamed
         self._model: Any = model
@@ -93,6 +111,7 @@ class Reference:
         self._final = torch.from_numpy(final.rows)
         self._layer = exit_layer
         self._bidirectional = bidirectional
+        self._early = early_layer
 
     @property
     def image_token(self) -> int:
@@ -134,11 +153,15 @@ class Reference:
         states = output.hidden_states
         slot = torch.from_numpy(mask).sum(1) - 1
         rows = torch.arange(len(mask))
-        hidden = verdict = columns = None
+        hidden = verdict = early = columns = None
         if self._layer is not None and self._module is not None:
             hidden = states[self._layer]
             verdict = float_array(self._module.read(self._layer, states, seen).verdict_logits)
-            columns = float_array(_gate_columns(self._module, self._layer, states))
+            layers = self._module.layers_at(self._layer)
+            if self._early is not None:
+                early = float_array(self._module.read(self._early, states, seen).verdict_logits)
+                layers = (*self._module.layers_at(self._early), *layers)
+            columns = float_array(_gate_columns(self._module, layers, states))
         caches = tuple(
             (float_array(layer.keys), float_array(layer.values))
             for layer in output.past_key_values.layers
@@ -146,6 +169,7 @@ class Reference:
         return Expected(
             None if hidden is None else float_array(hidden),
             verdict,
+            early,
             columns,
             float_array(self._read_final(states[-1], seen)),
             float_array(output.logits[rows, slot]),
@@ -187,16 +211,16 @@ class Reference:
         return tokens, np.stack(logits)
 
     @torch.no_grad()
-    def log_odds(self, prompts: Sequence[Array]) -> Array:
-        """(n,) log-odds, unsafe - safe, of the first stage on prompts (1, S, d) with slot T."""
+    def log_odds(self, prompts: Sequence[Array]) -> LogOdds:
+        """What the first stage and the early exit say of prompts (1, S, d) with slot T."""
         size = STREAMED_BATCH if self.streamed else 1
-        found = []
+        found = [np.zeros((0, 2), np.float32)]
         for first in range(0, len(prompts), size):
             embeds, mask = pad_right(prompts[first : first + size])
-            found.append(
-                float_array(self._log_odds(torch.from_numpy(embeds), torch.from_numpy(mask)))
-            )
-        return np.concatenate(found) if found else np.zeros(0, np.float32)
+            odds = self._log_odds(torch.from_numpy(embeds), torch.from_numpy(mask))
+            found.append(float_array(odds))
+        both = np.concatenate(found)
+        return LogOdds(both[:, 0], None if self._early is None else both[:, 1])
 
     def steer(self, embeds: Array, *, unsafe: bool, target: float) -> Array:
         """Moves a prompt's embeddings until its verdict is on the wanted side.
@@ -219,7 +243,7 @@ class Reference:
         for _ in range(STEERING_STEPS):
             with torch.enable_grad():
                 moved.requires_grad_(True)
-                odds = self._log_odds(moved, mask)
+                odds = self._log_odds(moved, mask)[:, 0]
                 (gradient,) = torch.autograd.grad(odds.sum(), moved)
             if sign * (float(odds.detach()) - target) > 0:
                 break
@@ -243,7 +267,7 @@ class Reference:
         }
 
     def _log_odds(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        """(B,) unsafe - safe of the first stage there is."""
+        """(B, 2) unsafe - safe of the first stage there is, and of the early exit or that again."""
         seen = _before_slot(mask)
         # Without lm_head, which costs more than the rest of a short prompt.
         types = self._token_types(mask, None)
@@ -257,12 +281,12 @@ class Reference:
             **types,
         )
         if self._layer is not None and self._module is not None:
-            states = output.hidden_states
-            logits = self._module.read(self._layer, states, seen).verdict_logits
+            layers = (self._layer, self._layer if self._early is None else self._early)
+            both = [self._module.read(k, output.hidden_states, seen) for k in layers]
+            logits = [readout.verdict_logits for readout in both]
         else:
-            logits = self._read_final(output.hidden_states[-1], seen)
-        odds: Tensor = logits[:, 0] - logits[:, 1]
-        return odds
+            logits = [self._read_final(output.hidden_states[-1], seen)] * 2
+        return torch.stack([pair[:, 0] - pair[:, 1] for pair in logits], dim=1)
 
     def _token_types(self, mask: Tensor, span: Span | None) -> dict[str, Tensor]:
         """What tells transformers which positions see each other; nothing where none do."""
@@ -328,6 +352,7 @@ def _row(batch: Expected, row: int, length: int) -> Expected:
     return Expected(
         cut(batch.hidden_states, 1),
         whole(batch.gate_verdict),
+        whole(batch.early_verdict),
         cut(batch.gate_columns, 3),
         batch.final_verdict[row : row + 1],
         batch.logits[row : row + 1],
@@ -335,10 +360,10 @@ def _row(batch: Expected, row: int, length: int) -> Expected:
     )
 
 
-def _gate_columns(safety: SafetyModule, layer: int, states: Sequence[Tensor]) -> Tensor:
-    """(B, 2, H, S, dk) keys and values of all safety attentions that decide at a layer."""
+def _gate_columns(safety: SafetyModule, layers: Sequence[int], states: Sequence[Tensor]) -> Tensor:
+    """(B, 2, H, S, dk) keys and values of the safety attentions of some layers."""
     found = []
-    for source in safety.layers_at(layer):
+    for source in layers:
         attention = safety.head(source).attention
         normed = attention.norm(states[source])
         shape = (*normed.shape[:2], attention.heads, attention.head_dim)

@@ -21,6 +21,21 @@ from edge_safe.runtime.policy import STAGES, Stage
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyPlan:
+    """The head of a bundle's early exit.
+
+    Attributes:
+        layer: Where it reads.
+        head: In arrays.
+        calibration: Carried over from torch.
+    """
+
+    layer: int
+    head: GateHead
+    calibration: StageCalibration
+
+
+@dataclass(frozen=True, slots=True)
 class SafetyPlan:
     """The safety part of a bundle.
 
@@ -33,6 +48,7 @@ class SafetyPlan:
         final: The ``final`` stage's rows.
         stages: Calibrations carried over from torch.
         module: The torch module, None for a model that was only fine-tuned to emit two tokens.
+        early: What ends clear cases before the exit layer; None without it.
     """
 
     safe_token_id: int
@@ -43,6 +59,15 @@ class SafetyPlan:
     final: TokenRows
     stages: dict[Stage, StageCalibration]
     module: SafetyModule | None
+    early: EarlyPlan | None = None
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """Heads of the gate's own keys and values, the early exit's first, and their width."""
+        if self.head is None:
+            return 0, 0
+        heads, width = self.head.query.shape
+        return heads + (0 if self.early is None else len(self.early.head.query)), width
 
     @property
     def first_stage(self) -> Stage:
@@ -68,15 +93,21 @@ def check_tokens(source: Path, safe_token: str | None, unsafe_token: str | None)
     return True
 
 
-def choose_layer(file: SafetyFile, wanted: str) -> int | None:
+def choose_layer(file: SafetyFile, wanted: str, bound: float | None = None) -> int | None:
     """The gate's layer from ``auto``, ``none`` or a number.
+
+    Args:
+        file: The heads there are.
+        wanted: As it was asked for.
+        bound: For ``auto``, the calibrated ASR a head may have at most; without it the
+            checkpoint's own exit layer is taken.
 
     Raises:
         UsageError: It is none of these.
         ExportError: There is no head at that layer; the message lists those there are.
     """
     if wanted == "auto":
-        return file.exit_layer
+        return file.exit_layer if bound is None else earliest(file, bound)
     if wanted == "none":
         return None
     if not wanted.isdecimal():
@@ -91,8 +122,28 @@ def choose_layer(file: SafetyFile, wanted: str) -> int | None:
     return layer
 
 
-def plan_from_module(source: Path, wanted: str) -> SafetyPlan:
-    """Reads the safety module beside a checkpoint.
+def earliest(file: SafetyFile, bound: float) -> int:
+    """The lowest head whose calibrated ASR, in every way in, is within a bound.
+
+    Raises:
+        ExportError: No head is; the message gives the ASR of each.
+    """
+    found: dict[int, float] = {}
+    for layer in sorted(file.layers):
+        fitted = file.calibration.get(stage_key(layer))
+        if fitted is not None:
+            found[layer] = max(one.asr for one in (fitted, *fitted.modalities.values()))
+            if found[layer] <= bound:
+                return layer
+    rates = ", ".join(f"{layer}: {rate:.3f}" for layer, rate in found.items()) or "none"
+    raise ExportError(
+        f"No head's calibrated ASR is within the policy's max_asr of {bound:g} in every way in "
+        f"(layer: ASR in the worst one: {rates}). Raise max_asr, or train a better head."
+    )
+
+
+def plan_from_module(source: Path, wanted: str, bound: float | None = None) -> SafetyPlan:
+    """Reads the safety module beside a checkpoint; see ``choose_layer``.
 
     Raises:
         CheckpointError: There is none, or it cannot be read.
@@ -100,10 +151,15 @@ def plan_from_module(source: Path, wanted: str) -> SafetyPlan:
         ExportError: See ``choose_layer``.
     """
     file, module = read_safety(source)
-    layer = choose_layer(file, wanted)
+    layer = choose_layer(file, wanted, bound)
+    # The two were fitted for each other; a layer that is asked for by its number decides alone.
+    paired = wanted == "auto" and layer == file.exit_layer
+    early = file.early if paired and layer is not None else None
     stages: dict[Stage, StageCalibration] = {}
     if layer is not None:
-        stages["gate"] = _calibration(file, stage_key(layer))
+        stages["gate"] = (
+            _calibration(file, stage_key(layer)) if early is None else stage_calibration(early.gate)
+        )
     stages["final"] = _calibration(file, stage_key(None))
     return SafetyPlan(
         safe_token_id=file.safe_token_id,
@@ -114,6 +170,11 @@ def plan_from_module(source: Path, wanted: str) -> SafetyPlan:
         final=token_rows(module.final),
         stages=stages,
         module=module,
+        early=None
+        if early is None
+        else EarlyPlan(
+            early.layer, gate_head(module, early.layer), stage_calibration(early.calibration)
+        ),
     )
 
 

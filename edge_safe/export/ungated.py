@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 import onnx
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 from edge_safe.errors import ExportError
 from edge_safe.runtime.bundle import sha256_file
+from edge_safe.runtime.gate import EARLY_VERDICT
 from edge_safe.runtime.manifest import (
     MANIFEST_FILE,
     FileEntry,
@@ -25,9 +27,15 @@ from edge_safe.runtime.manifest import (
     dump_manifest,
     load_manifest,
 )
-from edge_safe.runtime.prefill import PREFILL
+from edge_safe.runtime.prefill import EARLY_BOUND, PREFILL, STATES
 
-_GATE_ALONE = ("gate_past", "gate_present", "verdict_logits")
+_GATE_ALONE = (
+    "gate_past",
+    "gate_present",
+    "verdict_logits",
+    EARLY_BOUND,
+    EARLY_VERDICT,
+)
 
 
 def write_ungated(bundle: Path, out: Path) -> Path:
@@ -75,7 +83,11 @@ def join(gate: ModelProto, decoder: ModelProto) -> ModelProto:
     Raises:
         ExportError: What one graph gives is not what the other takes.
     """
-    below = [node for node in gate.graph.node if "verdict_logits" not in node.output]
+    below = [
+        node
+        for node in _never_ending(gate.graph.node)
+        if node.op_type != "If" or not {"verdict_logits", EARLY_VERDICT}.intersection(node.output)
+    ]
     given = {value.name for value in gate.graph.output}
     taken = [value.name for value in decoder.graph.input]
     if "hidden_states" not in given or "hidden_states" not in taken:
@@ -86,7 +98,9 @@ def join(gate: ModelProto, decoder: ModelProto) -> ModelProto:
     for part in ("node", "input", "output", "initializer", "value_info"):
         graph.ClearField(part)
     graph.output.extend(
-        v for v in gate.graph.output if v.name not in (*_GATE_ALONE, "hidden_states")
+        v
+        for v in gate.graph.output
+        if v.name not in (*_GATE_ALONE, "hidden_states") and not v.name.startswith(STATES)
     )
     graph.output.extend(decoder.graph.output)
     # Where both graphs have a name it means the same (mask lengths, constants), and is kept once.
@@ -105,6 +119,26 @@ def join(gate: ModelProto, decoder: ModelProto) -> ModelProto:
                 seen.add(value.name)
                 target.append(value)
     return joined
+
+
+def _never_ending(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes of a gate, those that stand behind its early exit with the others.
+
+    An exit is an If with caches among its outputs; what runs when nothing is clear is its second
+    branch, whose values have names of their own in there.
+    """
+    for node in nodes:
+        if node.op_type != "If" or not any(name.startswith("present.") for name in node.output):
+            yield node
+            continue
+        (rest,) = (a.g for a in node.attribute if a.name == "else_branch")
+        outside = dict(zip((value.name for value in rest.output), node.output, strict=True))
+        for inner in rest.node:
+            moved = NodeProto()
+            moved.CopyFrom(inner)
+            moved.input[:] = [outside.get(name, name) for name in inner.input]
+            moved.output[:] = [outside.get(name, name) for name in inner.output]
+            yield moved
 
 
 def _drop_unused(graph: GraphProto) -> None:
@@ -159,7 +193,11 @@ def _describe(manifest: Manifest, out: Path) -> Manifest:
         skipped = {*_GATE_ALONE, "hidden_states", *(tensor.name for tensor in decoder.inputs)}
 
         def below(tensors: list[Tensor]) -> list[Tensor]:
-            return [tensor for tensor in tensors if tensor.name not in skipped]
+            return [
+                tensor
+                for tensor in tensors
+                if tensor.name not in skipped and not tensor.name.startswith(STATES)
+            ]
 
         return Graph(
             f"decoder{ending}.onnx",
@@ -178,8 +216,11 @@ def _describe(manifest: Manifest, out: Path) -> Manifest:
         exit_layer=None,
         layers=[],
         attention=None,
+        early=None,
         stages={"final": manifest.safety.stages["final"]},
-        policy=msgspec.structs.replace(manifest.safety.policy, stages=(), thresholds={}),
+        policy=msgspec.structs.replace(
+            manifest.safety.policy, stages=(), thresholds={}, early_threshold=None
+        ),
         acceptance=None,
     )
     return msgspec.structs.replace(

@@ -31,12 +31,8 @@ def calibrate(
 ) -> dict[str, Calibration]:
     """Fits curve and threshold of every stage, for each way in that has rows enough.
 
-    The stage's own calibration is that of requests as they come: jailbreak forms around harmless
-    questions are every other row in training and rare in use, so they would put the threshold
-    where no use needs it. Where such rows are too few all of text serves, or all there is.
-    Pictures and sound get their own on top, each from its own rows. Contrasts are left out where
-    there are rows enough: their harmless readings are written to be mistaken, and would put the
-    threshold where ordinary requests do not need it.
+    The stage's own calibration is that of texts; see ``calibration_rows``. Pictures and sound get
+    their own on top, each from its own rows.
 
     Args:
         odds: Verdicts on rows that nothing was trained on.
@@ -49,22 +45,35 @@ def calibrate(
     Raises:
         DataError: The rows have one label only.
     """
-    text = odds.of_modality("text")
-    own_rows = next((rows for rows in (text.as_they_came(), text) if _enough(rows)), odds)
+    own_rows, parts = calibration_rows(odds)
     if media_target_fpr is None:
         media_target_fpr = target_fpr
-    media: tuple[Medium, ...] = ("image", "audio")
-    parts = {name: _as_asked(odds.of_modality(name)) for name in media}
     fitted = {}
     for stage in odds.stages:
         own = _fit(own_rows, stage, target_fpr, fitted_on, method)
         others = {
             name: _fit(part, stage, media_target_fpr, fitted_on, method)
             for name, part in parts.items()
-            if _enough(part)
         }
         fitted[stage] = Calibration(**msgspec.structs.asdict(own), modalities=others)
     return fitted
+
+
+def calibration_rows(odds: LogOdds) -> tuple[LogOdds, dict[Medium, LogOdds]]:
+    """The rows that a stage's own calibration is fitted on, and those of other ways in.
+
+    Jailbreak forms around harmless questions are every other row in training and rare in use, so
+    they would put the threshold where no use needs it: requests as they come are taken. Where such
+    rows are too few all of text serves, or all there is. Contrasts are left out where there are
+    rows enough: their harmless readings are written to be mistaken, and would put the threshold
+    where ordinary requests do not need it. Pictures and sound are there where they have rows
+    enough.
+    """
+    text = odds.of_modality("text")
+    own = next((rows for rows in (text.as_they_came(), text) if _enough(rows)), odds)
+    media: tuple[Medium, ...] = ("image", "audio")
+    parts = {name: _as_asked(odds.of_modality(name)) for name in media}
+    return own, {name: part for name, part in parts.items() if _enough(part)}
 
 
 def refused_by_source(
@@ -103,7 +112,7 @@ def _enough(odds: LogOdds) -> bool:
     return LEAST_ROWS <= unsafe <= len(odds.unsafe) - LEAST_ROWS
 
 
-def _threshold(safe: metrics.FloatArray, target_fpr: float) -> float:
+def threshold_for(safe: metrics.FloatArray, target_fpr: float) -> float:
     """The lowest threshold for the target, within [0, 1] and clear of rounding."""
     lowest = metrics.threshold_at_fpr(safe, target_fpr)
     # Where every harmless row may be refused it is -inf, which JSON cannot hold. Above 1 nothing
@@ -122,7 +131,7 @@ def _fit(
     unsafe, values = odds.unsafe, odds.stages[stage]
     fit = metrics.fit_calibration(unsafe, values, method)
     p_unsafe = fit.p_unsafe(values)
-    threshold = _threshold(p_unsafe[~unsafe], target_fpr)
+    threshold = threshold_for(p_unsafe[~unsafe], target_fpr)
     passed, stopped = (p_unsafe < threshold)[unsafe], (p_unsafe >= threshold)[~unsafe]
     auroc = {"auroc": metrics.weighted_auroc(unsafe, values)}
     return Fitted(

@@ -92,6 +92,22 @@ class Calibration(Fitted, frozen=True, forbid_unknown_fields=True):
         return self if modality == "text" else self.modalities.get(modality, self)
 
 
+class EarlyExit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Two heads that judge one after the other; see ``early_exit.fit_early_exit``.
+
+    Attributes:
+        layer: The lower head, which may refuse and never allow.
+        calibration: Its own, with the threshold from which on a request ends there; ``asr`` is
+            the share of harmful rows that go on, ``fpr`` that of harmless ones refused there.
+        gate: The calibration of the head at the exit layer, which decides all others; ``asr`` and
+            ``fpr`` are those of both together.
+    """
+
+    layer: int
+    calibration: Calibration
+    gate: Calibration
+
+
 class SafetyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole of ``safety.json``.
 
@@ -104,6 +120,7 @@ class SafetyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         eps: Epsilon of the module's norms.
         calibration: Per stage, ``gate.<k>`` or ``final``.
         joined: See ``SafetyConfig``.
+        early: The head that ends clear cases before the exit layer; None without one.
         schema_version: Version of this layout.
     """
 
@@ -117,6 +134,7 @@ class SafetyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     eps: float
     calibration: dict[str, Calibration]
     joined: tuple[int, ...] = ()
+    early: EarlyExit | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -151,6 +169,7 @@ def describe(
     tokens: ControlTokens,
     exit_layer: int | None,
     calibration: dict[str, Calibration],
+    early: EarlyExit | None = None,
 ) -> SafetyFile:
     """The ``safety.json`` of a module of this shape."""
     return SafetyFile(
@@ -168,6 +187,7 @@ def describe(
         eps=config.eps,
         calibration=calibration,
         joined=config.joined,
+        early=early,
     )
 
 

@@ -12,11 +12,12 @@ from edge_safe.models import training
 from edge_safe.models.cache import cache_folder
 from edge_safe.models.calibration import best_layer, calibrate, refused_by_source
 from edge_safe.models.checkpoint import check_target, write_checkpoint
+from edge_safe.models.early_exit import fit_early_exit
 from edge_safe.models.lm_training import Fidelity
 from edge_safe.models.progress import Progress, silent
 from edge_safe.models.recipe import read_recipe
 from edge_safe.models.run import Run
-from edge_safe.models.safety_file import Calibration, describe, stage_name
+from edge_safe.models.safety_file import Calibration, EarlyExit, describe, stage_name
 from edge_safe.models.safety_head import FINAL
 
 CURVES = "loss_curves.png"
@@ -36,6 +37,7 @@ class TrainingReport(msgspec.Struct, frozen=True):
         exit_layer: The gate's layer, None without heads.
         stage: The stage the report leads with.
         stages: Calibration and error rates of every stage on the validation split.
+        early: Both thresholds of a gate with an early exit.
         sources: Rows and share refused of each kind of row, by the leading stage.
         fidelity: How near benign answers are to the base model's, where answers were given.
         reading: Share of word pieces that a text projector trained here reads right.
@@ -52,6 +54,7 @@ class TrainingReport(msgspec.Struct, frozen=True):
     exit_layer: int | None
     stage: str
     stages: dict[str, Calibration]
+    early: EarlyExit | None
     sources: dict[str, dict[str, float]]
     fidelity: Fidelity | None
     reading: float | None
@@ -110,6 +113,17 @@ def train_recipe(
     )
     chosen = settings.heads.exit_layer
     exit_layer = best_layer(fitted) if chosen == "auto" else chosen
+    early = None
+    lower = settings.heads.early_layer
+    if lower is not None:
+        early = fit_early_exit(
+            odds,
+            fitted,
+            lower,
+            (stage_name(lower), stage_name(exit_layer)),
+            section.target_fpr,
+            section.media_target_fpr,
+        )
     stage = FINAL if section.stage == FINAL else stage_name(exit_layer)
     report = TrainingReport(
         out=str(out),
@@ -121,6 +135,7 @@ def train_recipe(
         exit_layer=exit_layer,
         stage=stage,
         stages=fitted,
+        early=early,
         sources=refused_by_source(odds, stage, fitted[stage]),
         fidelity=run.fidelity,
         reading=run.tower_scores.reading,
@@ -130,7 +145,7 @@ def train_recipe(
     if accelerator.is_main_process:
         (work / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
         training.plot_losses(training.read_log(run.log), work / CURVES)
-        file = describe(run.safety.config, run.tokens, exit_layer, fitted)
+        file = describe(run.safety.config, run.tokens, exit_layer, fitted, early)
         beside = (work / REPORT, work / CURVES)
         write_checkpoint(
             out, run.base.model, run.base.tokenizer, run.safety, file, beside, run.source

@@ -43,6 +43,8 @@ class WorkFolders:
         training = msgspec.structs.replace(
             recipe.training, checkpoint_every=1, seed=recipe.training.seed + member
         )
-        heads = msgspec.structs.replace(recipe.heads, exit_layer="auto", members=1, joined=())
+        heads = msgspec.structs.replace(
+            recipe.heads, exit_layer="auto", members=1, joined=(), early_layer=None
+        )
         parts = (training, heads, recipe.lora, recipe.losses, recipe.optimizer)
         return self.of_task("heads", recipe.training.seed, examples, *parts)

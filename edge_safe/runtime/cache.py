@@ -6,7 +6,8 @@ beyond it is ever read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -40,6 +41,17 @@ class KeyValueCache:
         self._dtype = dtype
         self._device = device
         self._buffers: list[Buffer] = []
+
+    def size_of(self, length: int) -> int:
+        """Bytes that a cache of so many positions takes."""
+        positions = min(self._limit, -(-length // _STEP) * _STEP)
+        heads, width = self._shape
+        return 2 * self._layers * heads * width * self._dtype.itemsize * positions
+
+    def free(self) -> None:
+        """Forgets everything, the memory included."""
+        self.length = self.capacity = 0
+        self._lags, self._buffers = [], []
 
     def nothing(self) -> Array:
         """(1, kv_heads, 0, head_dim), a cache without positions."""
@@ -142,26 +154,60 @@ class KeyValueCache:
 class GateColumns:
     """Keys and values of the safety attention for every position the gate has seen.
 
-    Kept apart from the model's cache, since a refused turn leaves that one and stays here.
+    Kept apart from the model's cache, since a refused turn leaves that one and stays here. Of
+    decoded tokens it keeps the states alone until somebody asks: nobody does before the next turn,
+    and then one run makes the columns of all of them.
+
+    Args:
+        heads: Heads H.
+        head_dim: Their width dk.
+        columns_of: Makes (1, 2, H, n, dk) columns of states by name, each (1, n, d).
 
     Attributes:
-        length: Columns that are valid.
+        length: Columns that are valid, those not made yet included.
     """
 
-    def __init__(self, heads: int, head_dim: int) -> None:
+    def __init__(
+        self, heads: int, head_dim: int, columns_of: Callable[[dict[str, Array]], Array]
+    ) -> None:
         self.length = 0
         self._data = np.zeros((1, 2, heads, 0, head_dim), np.float32)
+        self._columns_of = columns_of
+        self._unmade: list[dict[str, Array]] = []
+
+    def size_of(self, length: int) -> int:
+        """Bytes that columns of so many positions take."""
+        row = math.prod((*self._data.shape[:3], self._data.shape[4])) * self._data.itemsize
+        return -(-length // _STEP) * _STEP * row
+
+    @property
+    def size(self) -> int:
+        """Bytes that they take now."""
+        states = sum(value.nbytes for one in self._unmade for value in one.values())
+        return self._data.nbytes + states
+
+    def free(self) -> None:
+        """Forgets everything, the memory included."""
+        self.length, self._unmade = 0, []
+        self._data = self._data[:, :, :, :0].copy()
 
     def view(self) -> Array:
         """(1, 2, H, G, dk) contiguous copy of the valid columns."""
+        self._make()
         return np.ascontiguousarray(self._data[:, :, :, : self.length])
 
     def empty(self) -> Array:
         """(1, 2, H, 0, dk), what the gate is given while decoding."""
         return np.ascontiguousarray(self._data[:, :, :, :0])
 
+    def defer(self, states: Mapping[str, Array]) -> None:
+        """Appends one position by copies of its states (1, 1, d), which are asked for by name."""
+        self._unmade.append({name: value.copy() for name, value in states.items()})
+        self.length += 1
+
     def append(self, columns: Array) -> None:
         """Appends (1, 2, H, S, dk) columns."""
+        self._make()
         end = self.length + columns.shape[3]
         if end > self._data.shape[3]:
             grown = np.zeros(
@@ -174,14 +220,31 @@ class GateColumns:
 
     def first(self, count: int) -> Array:
         """A copy of the first ``count`` columns."""
+        self._make()
         columns: Array = self._data[:, :, :, :count].copy()
         return columns
 
     def since(self, length: int) -> Array:
         """A copy of the columns from ``length`` on."""
+        self._make()
         columns: Array = self._data[:, :, :, length : self.length].copy()
         return columns
 
     def truncate(self, length: int) -> None:
         """Forgets all columns from ``length`` on."""
-        self.length = min(self.length, length)
+        forgotten = max(0, self.length - length)
+        self._unmade = self._unmade[: max(0, len(self._unmade) - forgotten)]
+        self.length -= forgotten
+
+    def _make(self) -> None:
+        """Makes the columns of positions of which only the states are kept."""
+        if not self._unmade:
+            return
+        states = {
+            name: np.concatenate([one[name] for one in self._unmade], axis=1)
+            for name in self._unmade[0]
+        }
+        made = self._columns_of(states)
+        self.length -= len(self._unmade)
+        self._unmade = []
+        self.append(made)

@@ -94,6 +94,30 @@ def sigmoid(value: float) -> float:
     return power / (1.0 + power)
 
 
+def edge(calibration: Fitted, threshold: float | None = None) -> float:
+    """Log-odds at which the decision changes; scale is not negative.
+
+    Args:
+        calibration: What turns log-odds into p_unsafe.
+        threshold: In place of the calibration's own.
+    """
+    share = calibration.threshold if threshold is None else threshold
+    share = float(np.clip(share, 1e-9, 1 - 1e-9))
+    value = (float(np.log(share) - np.log1p(-share)) - calibration.bias) / max(
+        calibration.scale, 1e-9
+    )
+    if calibration.knots:
+        odds, values = zip(*calibration.knots, strict=True)
+        return float(np.interp(value, values, odds))
+    return value
+
+
+def refuses(calibration: Fitted, log_odds: float, threshold: float | None = None) -> bool:
+    """Whether a request of these log-odds is refused."""
+    share = calibration.threshold if threshold is None else threshold
+    return sigmoid(score(calibration, log_odds)) >= share
+
+
 def problem(calibration: StageCalibration) -> str | None:
     """What keeps a calibration from being used; None for a good one."""
     for fitted in (calibration, *calibration.modalities.values()):

@@ -113,10 +113,52 @@ class Chat:
         if not self._busy.acquire(blocking=False):
             raise UsageError("This conversation is answering; save it when the answer has ended.")
         try:
+            with Deadline(None) as deadline:
+                self._settle(deadline)
             conversation = Conversation(self._system, self._state, self._turns, self._pending)
             saved_chat.save(Path(path), conversation, self._requests.bundle.manifest)
         finally:
             self._busy.release()
+
+    @property
+    def memory(self) -> int:
+        """Bytes of keys and values that it holds."""
+        return self._state.size
+
+    def bytes_needed(self, text: str, max_tokens: int, *, pictured: bool = False) -> int:
+        """Bytes of keys and values that it holds after another turn, at most.
+
+        Args:
+            text: What is said.
+            max_tokens: Of the answer.
+            pictured: Whether a picture or a sound comes with it, whose positions are not known
+                before it was encoded: it may then take the whole context.
+        """
+        most = self._requests.context_length
+        if not pictured:
+            messages = [*self._system, *(m for turn in self._turns for m in turn.messages)]
+            messages.append(Message("user", [Untrusted(text)]))
+            whole = positions(self._requests.builder.build(messages))
+            refused = sum(t.columns.shape[3] for t in self._turns if t.columns is not None)
+            most = min(most, max(whole + refused, self._seen() + whole) + 1 + max_tokens)
+        return self._state.size_of(most)
+
+    def release(self) -> bool:
+        """Gives up keys and values; the next turn computes and judges all of it anew.
+
+        Returns:
+            Whether it did: a conversation that is answering keeps them.
+        """
+        if not self._busy.acquire(blocking=False):
+            return False
+        try:
+            with Deadline(None) as deadline:
+                self._settle(deadline)
+            self._state.free()
+            self._restart()
+        finally:
+            self._busy.release()
+        return True
 
     def reset(self) -> None:
         """Forgets everything but the system text."""
@@ -141,6 +183,7 @@ class Chat:
             user = Message("user", [Untrusted(text)])
             turn.user = self._requests.attach_media(user, images, audio, deadline)
             check_not_empty(turn.user)
+            self._settle(deadline)
             prompt = self._prompt(turn.user)
             turn.before = (self._state.cache.length, self._seen())
             return prompt
@@ -171,7 +214,8 @@ class Chat:
             self._turns.append(Turn(messages, turn.user.modality))
             self._pending = turn.answer.ids[turn.answer.fed :]
         elif decision is Decision.REFUSE and columns is not None:
-            past = columns.since(turn.before[1])
+            # What ended at the early exit has no columns before it is settled.
+            past = None if self._state.owed is not None else columns.since(turn.before[1])
             self._turns.append(Turn([], turn.user.modality, past))
         elif decision is Decision.ALLOW:
             # Nobody took the answer, or the decoder broke: as if it had not been asked.
@@ -179,6 +223,14 @@ class Chat:
             if columns is not None:
                 columns.truncate(turn.before[1])
         self._busy.release()
+
+    def _settle(self, deadline: Deadline) -> None:
+        """Shows the gate the rest of the last turn, where that was refused at the early exit."""
+        columns = self._state.columns
+        if self._state.owed is not None and columns is not None:
+            seen = columns.length
+            self._requests.engine.settle(self._state, deadline)
+            self._turns[-1].columns = columns.since(seen)
 
     def _prompt(self, user: Message) -> Prompt:
         """What the caches lack of the conversation with this message at its end.

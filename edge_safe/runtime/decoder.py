@@ -11,12 +11,13 @@ import numpy as np
 
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.gate import Gate
+from edge_safe.runtime.gate import EARLY_VERDICT, Gate, states_left
 from edge_safe.runtime.inputs import Inputs
 from edge_safe.runtime.manifest import ModelInfo
 from edge_safe.runtime.prefill import (
     ATTENTION_END,
     DEEPSTACK,
+    EARLY_BOUND,
     Span,
     bind_part,
     chunks,
@@ -130,19 +131,25 @@ class Stepper:
         self._embed.output("inputs_embeds", embeds)
         self._stages: list[tuple[Binding, range]] = []
         sessions = [decoder.session]
-        self._column = np.zeros(0, np.float32)
+        self._left: dict[str, Array] = {}
         states = embeds
         if gate is not None and columns is not None:
             states = np.empty((1, 1, width), np.float32)
             empty = columns.empty()
-            self._column = np.empty((*empty.shape[:3], 1, empty.shape[4]), np.float32)
+            others = states_left(gate.session, width)
+            self._left = others | {"hidden_states": states}
             sessions.insert(0, gate.session)
             binding = gate.session.binding()
             binding.input("inputs_embeds", embeds)
             binding.input("gate_past", empty)
-            binding.output("gate_present", self._column)
+            binding.output("gate_present", np.empty_like(empty))
+            for name, value in others.items():
+                binding.output(name, value)
             binding.output("hidden_states", states)
             binding.output("verdict_logits", verdict)
+            if EARLY_VERDICT in gate.session.outputs:
+                binding.input(EARLY_BOUND, np.full(1, np.inf, np.float32))
+                binding.output(EARLY_VERDICT, np.empty((1, 2), np.float32))
             self._stages.append((binding, gate.layers))
         binding = decoder.session.binding()
         binding.input(decoder.source, states)
@@ -180,6 +187,6 @@ class Stepper:
             binding.run()
         cache.extend(1, 1)
         if self._columns is not None:
-            self._columns.append(self._column)
+            self._columns.defer(self._left)
         logits: Array = self._logits[0, 0]
         return logits

@@ -15,11 +15,11 @@ import numpy as np
 from edge_safe.errors import EdgeSafeError, GateError, PolicyError
 from edge_safe.runtime.bundle import Bundle
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
-from edge_safe.runtime.calibration import Modality
+from edge_safe.runtime.calibration import Fitted, Modality
 from edge_safe.runtime.cores import available_cores
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.decoder import Decoder, Stepper
-from edge_safe.runtime.gate import Gate, judge
+from edge_safe.runtime.gate import Gate, early_bound, judge
 from edge_safe.runtime.inputs import Inputs, in_a_row, join
 from edge_safe.runtime.policy import STAGES, Policy, Stage
 from edge_safe.runtime.prefill import PREFILL, Span
@@ -31,16 +31,31 @@ _DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 
 
 @dataclass(slots=True)
+class Owed:
+    """A refused prompt of which the gate's layers above the early exit have seen nothing yet.
+
+    Attributes:
+        inputs: Its embeddings, T positions.
+        spans: Of these, those that see each other.
+    """
+
+    inputs: Inputs
+    spans: Sequence[Span]
+
+
+@dataclass(slots=True)
 class State:
     """What one sequence has left behind.
 
     Attributes:
         cache: The model's keys and values.
         columns: The gate's own keys and values; None without a gate.
+        owed: What ``Engine.settle`` has to add to the columns before anything follows.
     """
 
     cache: KeyValueCache
     columns: GateColumns | None
+    owed: Owed | None = None
 
     def lengths(self) -> tuple[int, int]:
         """Positions in the cache and columns of the gate, for ``rewind``."""
@@ -48,6 +63,7 @@ class State:
 
     def rewind(self, lengths: tuple[int, int]) -> None:
         """Forgets all that came after ``lengths()`` was asked."""
+        self.owed = None
         self.cache.truncate(lengths[0])
         if self.columns is not None:
             self.columns.truncate(lengths[1])
@@ -55,6 +71,24 @@ class State:
     def clear(self) -> None:
         """Forgets everything and keeps the memory."""
         self.rewind((0, 0))
+
+    def free(self) -> None:
+        """Forgets everything, the memory included."""
+        self.clear()
+        self.cache.free()
+        if self.columns is not None:
+            self.columns.free()
+
+    def size_of(self, length: int) -> int:
+        """Bytes that so many positions take."""
+        columns = 0 if self.columns is None else self.columns.size_of(length)
+        return self.cache.size_of(length) + columns
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes now."""
+        columns = 0 if self.columns is None else self.columns.size
+        return self.cache.size_of(self.cache.capacity) + columns
 
 
 @dataclass(slots=True)
@@ -65,6 +99,7 @@ class Judged:
         verdict: The decision.
         states: What the decoder still has to read, None once it has or never may.
         logits: (1, 1, V) logits at slot T, where the decoder already ran for its verdict.
+        ended_early: Whether the layers above the early exit did not run.
         spans: Of the prompt's positions, those that see each other.
         beginning: (n,) first ids of the prompt, to be kept once the decoder has read them.
     """
@@ -74,6 +109,42 @@ class Judged:
     logits: Array | None = None
     spans: Sequence[Span] = ()
     beginning: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    ended_early: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyThreshold:
+    """What the early exit refuses; nothing without a calibration.
+
+    Attributes:
+        layer: Where it reads.
+        calibration: What turns its log-odds into p_unsafe.
+        threshold: Lowest p_unsafe that is refused there.
+    """
+
+    layer: int = 0
+    calibration: Fitted | None = None
+    threshold: float = 1.0
+
+    @property
+    def bound(self) -> float:
+        """Log-odds from which on a run ends there."""
+        if self.calibration is None:
+            return math.inf
+        return early_bound(self.calibration, self.threshold)
+
+    def verdict(self, logits: Array | None) -> Verdict | None:
+        """The refusal of (1, 2) logits; None where the gate decides.
+
+        Raises:
+            GateError: They are missing or not finite.
+        """
+        if self.calibration is None:
+            return None
+        if logits is None:
+            raise GateError("the gate's graph gave no verdict of its early exit")
+        verdict = judge(logits, self.calibration, self.threshold, "gate", self.layer)
+        return verdict if verdict.decision is Decision.REFUSE else None
 
 
 def failed(error: Exception, stage: str, deadline: Deadline) -> Verdict:
@@ -137,7 +208,9 @@ class Engine:
         device = self._bundle.session("embed_tokens").device
         return State(
             KeyValueCache(manifest, dtype, device),
-            None if attention is None else GateColumns(attention.heads, attention.head_dim),
+            None
+            if attention is None
+            else GateColumns(attention.heads, attention.head_dim, self._columns_of),
         )
 
     def stages(self, policy: Policy) -> tuple[Stage, ...]:
@@ -178,7 +251,8 @@ class Engine:
         """Puts the safe token at slot T, runs the stages and rolls back unless all allow.
 
         After ``allow`` call ``open`` next. After anything else the model's cache is as it was; of
-        a refused prompt the gate's columns stay, without slot T.
+        a refused prompt the gate's columns stay, without slot T; where it ended at the early exit
+        ``settle`` brings them in.
 
         Args:
             inputs: Embeddings of the new part of the prompt, T positions.
@@ -192,12 +266,16 @@ class Engine:
         Returns:
             The verdict; ``Decision.ERROR`` for whatever kept the gate from deciding.
         """
+        stages = self.stages(policy)
+        try:
+            self.settle(state, deadline)
+        except GateError as error:
+            return Judged(failed(error, stages[0], deadline))
         before = length, seen = state.lengths()
         if before != (0, 0) or leading is None:
             leading = np.zeros(0, np.int64)
         # T-1 has to be in the same run as slot T.
         leading = leading[: len(inputs) - 1]
-        stages = self.stages(policy)
         try:
             judged = self._judge(inputs, state, stages, policy, deadline, modality, spans, leading)
         except Exception as error:
@@ -208,11 +286,39 @@ class Engine:
         except BaseException:
             state.rewind(before)
             raise
-        if judged.verdict.decision is Decision.REFUSE:
+        if judged.ended_early:
+            state.rewind(before)
+            state.owed = Owed(inputs, spans)
+        elif judged.verdict.decision is Decision.REFUSE:
             state.rewind((length, seen + len(inputs)))
         elif judged.verdict.decision is Decision.ERROR:
             state.rewind(before)
         return judged
+
+    def settle(self, state: State, deadline: Deadline) -> None:
+        """Shows the gate the rest of a prompt that was refused at its early exit.
+
+        So a refused prompt costs no more than the early exit where nothing follows it, and what
+        follows is judged over all of it all the same.
+
+        Raises:
+            GateError: The deadline passed, or the run failed; it is still owed then.
+        """
+        owed, gate = state.owed, self._gate()
+        if owed is None or gate is None or state.columns is None:
+            return
+        before = length, seen = state.lengths()
+        whole = join([owed.inputs, self.embed([self._safe_token])])
+        try:
+            state.cache.reserve(length + len(whole))
+            gate.prefill(whole, state.cache, state.columns, deadline, owed.spans)
+        except BaseException as error:
+            state.rewind(before)
+            state.owed = owed
+            if isinstance(error, EdgeSafeError) or not isinstance(error, Exception):
+                raise
+            raise GateError(f"a refused turn could not be read: {error}") from error
+        state.rewind((length, seen + len(owed.inputs)))
 
     def judges_together(self, policy: Policy) -> bool:
         """Whether several prompts can be judged in one run: where the gate alone is asked."""
@@ -236,11 +342,13 @@ class Engine:
         if gate is None or state.columns is None or not self.judges_together(policy):
             raise GateError("prompts are judged together by the gate alone")
         slot = self.embed([self._safe_token])
+        early = [self._early(("gate",), policy, modality) for _, modality in prompts]
         try:
-            logits = gate.judge_together(
+            logits, early_logits = gate.judge_together(
                 [join([inputs, slot]) for inputs, _ in prompts],
                 state.cache.nothing(),
                 state.columns.empty(),
+                [one.bound for one in early],
                 deadline,
             )
         except Exception as error:
@@ -250,8 +358,12 @@ class Engine:
             raise GateError(f"{len(prompts)} prompts got {len(logits)} verdicts")
         verdicts = []
         for row, (_, modality) in enumerate(prompts):
+            own = slice(row, row + 1)
             try:
-                verdicts.append(self._verdict(logits[row : row + 1], "gate", policy, modality))
+                verdict = early[row].verdict(None if early_logits is None else early_logits[own])
+                if verdict is None:
+                    verdict = self._verdict(logits[own], "gate", policy, modality)
+                verdicts.append(verdict)
             except GateError as error:
                 verdicts.append(failed(error, "gate", deadline))
         return verdicts
@@ -309,12 +421,20 @@ class Engine:
         gate = self._gate()
         beginning = leading[: self._prefixes.worth_keeping(leading)]
         if gate is not None and state.columns is not None:
-            states, judged = gate.prefill(states, state.cache, state.columns, deadline, spans)
+            early = self._early(stages, policy, modality)
+            passage = gate.prefill(states, state.cache, state.columns, deadline, spans, early.bound)
             deadline.check()
             # Before anything is kept: what is no number must not come back.
-            verdict = None
+            verdict = early.verdict(passage.early)
+            if passage.states is None:
+                if verdict is None:
+                    raise GateError("the early exit ended a prompt that its verdict lets pass")
+                return Judged(verdict, ended_early=True)
+            if verdict is not None:
+                return Judged(verdict)
+            states = passage.states
             if "gate" in stages:
-                verdict = self._verdict(judged, "gate", policy, modality)
+                verdict = self._verdict(passage.logits, "gate", policy, modality)
             if prefix is None:
                 self._keep(beginning, state, gate.layers, states)
             elif prefix.states is not None:
@@ -339,6 +459,11 @@ class Engine:
             state.cache.extend(len(states), states.span)
         return Judged(verdict, None, logits)
 
+    def _columns_of(self, states: dict[str, Array]) -> Array:
+        """The gate's columns (1, 2, H, n, dk) of decoded tokens' states, each (1, n, d)."""
+        columns: Array = self._bundle.session("gate_columns").run(states)["gate_columns"]
+        return columns
+
     def _keep(
         self, beginning: Array, state: State, layers: range, states: Inputs | None = None
     ) -> None:
@@ -354,7 +479,23 @@ class Engine:
         """Judges one stage by the policy's threshold, or else by that of the way in."""
         calibration = self._manifest.safety.stages[stage].of(modality)
         threshold = policy.thresholds.get(stage, calibration.threshold)
-        return judge(logits, calibration, threshold, stage)
+        layer = self._manifest.safety.exit_layer if stage == "gate" else None
+        return judge(logits, calibration, threshold, stage, layer)
+
+    def _early(
+        self, stages: tuple[Stage, ...], policy: Policy, modality: Modality
+    ) -> EarlyThreshold:
+        """What a policy asks of the early exit; see ``Policy.early_threshold``."""
+        exit_there = self._manifest.safety.early
+        if exit_there is None or "gate" not in stages:
+            return EarlyThreshold()
+        calibration = exit_there.calibration.of(modality)
+        threshold = policy.early_threshold
+        if threshold is None:
+            if "gate" in policy.thresholds:
+                return EarlyThreshold()
+            threshold = calibration.threshold
+        return EarlyThreshold(exit_there.layer, calibration, threshold)
 
     def _names(self) -> list[str]:
         """The language model's graphs."""

@@ -8,17 +8,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from edge_safe.errors import GateError
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
-from edge_safe.runtime.calibration import Fitted, score, sigmoid
+from edge_safe.runtime.calibration import Fitted, edge, refuses, score, sigmoid
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.inputs import Inputs
-from edge_safe.runtime.prefill import ATTENTION_END, DEEPSTACK, Span, bind_part, chunks
+from edge_safe.runtime.prefill import (
+    ATTENTION_END,
+    DEEPSTACK,
+    EARLY_BOUND,
+    STATES,
+    Span,
+    bind_part,
+    chunks,
+)
 from edge_safe.runtime.session import Array, Session
 from edge_safe.runtime.verdict import Decision, Verdict
+
+EARLY_VERDICT = "early_verdict_logits"
+
+# A prompt that the graph finds clear must be clear after the rounding of what follows, too.
+_MARGIN = 1e-3
+
+
+@dataclass(slots=True)
+class Passage:
+    """What new positions left behind on their way through the gate's graph.
+
+    Attributes:
+        states: Hidden states at the gate's layer; None where the run ended at the early exit.
+        logits: (1, 2) verdict logits, NaN where it did.
+        early: (1, 2) verdict logits of the early exit; None where the graph has none.
+    """
+
+    states: Inputs | None
+    logits: Array
+    early: Array | None
 
 
 class Gate:
@@ -42,7 +71,8 @@ class Gate:
         columns: GateColumns,
         deadline: Deadline,
         spans: Sequence[Span] = (),
-    ) -> tuple[Inputs, Array]:
+        early_bound: float = math.inf,
+    ) -> Passage:
         """Reads new positions whose last one is slot T.
 
         The model's cache gets their keys and values, but ``cache.length`` stays as it is: the
@@ -54,44 +84,71 @@ class Gate:
             columns: The new positions' columns are appended.
             deadline: Ends the run early.
             spans: New positions that see each other, without slot T.
-
-        Returns:
-            The hidden states at layer k and (1, 2) verdict logits.
+            early_bound: Log-odds from which on the run ends at the early exit; of its last chunk
+                there are no columns then.
 
         Raises:
             GateError: The deadline passed.
         """
         total, width = inputs.rows.shape
+        early = np.empty((1, 2), np.float32) if EARLY_VERDICT in self._prefill.outputs else None
+        bound = np.empty(1, np.float32)
         states = np.empty((total, width), np.float32)
         logits = np.empty((1, 2), np.float32)
         for start, end in chunks(total, spans=spans):
             deadline.check()
             hidden = np.empty((1, end - start, width), np.float32)
+            single = end - start == 1
             past = columns.view()
-            shape = (*past.shape[:3], columns.length + end - start, past.shape[4])
+            # A single position leaves its states in place of columns.
+            new = 0 if single else end - start
+            shape = (*past.shape[:3], columns.length + new, past.shape[4])
+            left = states_left(self._prefill, width) if single else {}
             present = np.empty(shape, np.float32)
             logits[:] = np.nan
             binding = bind_part(self._prefill, "inputs_embeds", cache, inputs, start, end, spans)
+            if early is not None:
+                # Only the last chunk has seen the whole prompt.
+                bound[:] = early_bound if end == total else math.inf
+                early[:] = np.nan
+                binding.input(EARLY_BOUND, bound)
+                binding.output(EARLY_VERDICT, early)
             cache.bind(binding, self.layers)
             binding.input("gate_past", past)
             binding.output("gate_present", present)
             binding.output("hidden_states", hidden)
             binding.output("verdict_logits", logits)
+            for name, value in left.items():
+                binding.output(name, value)
             binding.run(deadline.abort)
+            if early is not None and early[0, 0] - early[0, 1] >= bound[0]:
+                return Passage(None, logits, early)
             states[start:end] = hidden[0]
-            columns.append(present[:, :, :, columns.length :])
-        return inputs.with_rows(states), logits
+            if single:
+                columns.defer(left | {"hidden_states": hidden})
+            else:
+                columns.append(present[:, :, :, columns.length :])
+        return Passage(inputs.with_rows(states), logits, early)
 
     def judge_together(
-        self, prompts: Sequence[Inputs], past: Array, columns: Array, deadline: Deadline
-    ) -> Array:
-        """(B, 2) verdict logits of whole prompts in one run, of which nothing is kept.
+        self,
+        prompts: Sequence[Inputs],
+        past: Array,
+        columns: Array,
+        early_bounds: Sequence[float],
+        deadline: Deadline,
+    ) -> tuple[Array, Array | None]:
+        """Judges whole prompts in one run, of which nothing is kept.
 
         Args:
             prompts: Embeddings of at least 2 positions each, slot T last; no spans.
             past: (1, kv_heads, 0, head_dim), an empty cache.
             columns: (1, 2, H, 0, dk), no columns.
+            early_bounds: See ``prefill``, one a prompt; the run ends early if all are clear.
             deadline: Ends the run early.
+
+        Returns:
+            (B, 2) verdict logits of the gate, and those of the early exit if there is one.
         """
         count, longest = len(prompts), max(map(len, prompts))
         width, axes = prompts[0].rows.shape[1], len(prompts[0].places)
@@ -108,16 +165,32 @@ class Gate:
             "attention_mask": mask,
             "position_ids": places[0] if axes == 1 else places,
             "gate_past": np.repeat(columns, count, axis=0),
+            EARLY_BOUND: np.array(early_bounds, np.float32),
             DEEPSTACK: deepstack,
             ATTENTION_END: np.broadcast_to(np.arange(longest), (count, longest)),
         }
         session, empty = self._prefill, np.repeat(past, count, axis=0)
         taken = {name: feeds.get(name, empty) for name in session.inputs}
-        logits: Array = session.run(taken, deadline.abort, ["verdict_logits"])["verdict_logits"]
-        return logits
+        wanted = [n for n in ("verdict_logits", EARLY_VERDICT) if n in session.outputs]
+        found = session.run(taken, deadline.abort, wanted)
+        return found["verdict_logits"], found.get(EARLY_VERDICT)
 
 
-def judge(logits: Array, calibration: Fitted, threshold: float, stage: str) -> Verdict:
+def states_left(session: Session, width: int) -> dict[str, Array]:
+    """Room (1, 1, d) for the states that a run of one position leaves beside ``hidden_states``."""
+    names = (name for name in session.outputs if name.startswith(STATES))
+    return {name: np.empty((1, 1, width), np.float32) for name in names}
+
+
+def early_bound(calibration: Fitted, threshold: float) -> float:
+    """Log-odds from which on a prompt ends at the early exit; infinite where none surely would."""
+    bound = edge(calibration, threshold) + _MARGIN
+    return bound if refuses(calibration, bound, threshold) else math.inf
+
+
+def judge(
+    logits: Array, calibration: Fitted, threshold: float, stage: str, layer: int | None = None
+) -> Verdict:
     """Turns a stage's logits into its verdict.
 
     Args:
@@ -125,6 +198,7 @@ def judge(logits: Array, calibration: Fitted, threshold: float, stage: str) -> V
         calibration: What turns log-odds into p_unsafe.
         threshold: Refuse when p_unsafe >= threshold.
         stage: Name of the stage.
+        layer: Where it reads, None at full depth.
 
     Raises:
         GateError: The logits have another shape or are not finite.
@@ -135,5 +209,5 @@ def judge(logits: Array, calibration: Fitted, threshold: float, stage: str) -> V
     if not math.isfinite(unsafe - safe):
         raise GateError(f"stage '{stage}' gave verdict logits {unsafe}, {safe}")
     p_unsafe = sigmoid(score(calibration, unsafe - safe))
-    refused = p_unsafe >= threshold
-    return Verdict(Decision.REFUSE if refused else Decision.ALLOW, p_unsafe, stage)
+    decision = Decision.REFUSE if p_unsafe >= threshold else Decision.ALLOW
+    return Verdict(decision, p_unsafe, stage, layer=layer)

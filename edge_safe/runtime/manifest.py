@@ -124,6 +124,19 @@ class Acceptance(_Record, frozen=True):
     perplexity: float | None = None
 
 
+class EarlyExit(_Record, frozen=True):
+    """A head below the gate's layer that may refuse and never allow.
+
+    Attributes:
+        layer: Where it reads.
+        calibration: The threshold of what is refused there; ``asr`` is the share of harmful rows
+            that go on to the gate, ``fpr`` that of harmless rows refused here already.
+    """
+
+    layer: int
+    calibration: StageCalibration
+
+
 class Safety(_Record, frozen=True):
     """Everything the gate needs besides its graph.
 
@@ -139,6 +152,7 @@ class Safety(_Record, frozen=True):
         acceptance: Null when the artifact was not tested.
         refitted: Whether the stages were fitted on this bundle's own verdicts, as quantized; else
             they are those of the torch model it was made from.
+        early: What ends clear cases before the gate's layer; null without it.
     """
 
     safe_token_id: int
@@ -151,6 +165,7 @@ class Safety(_Record, frozen=True):
     policy: Policy = Policy()
     acceptance: Acceptance | None = None
     refitted: bool = False
+    early: EarlyExit | None = None
 
 
 class Provenance(_Record, frozen=True):
@@ -245,14 +260,25 @@ def _check(manifest: Manifest, origin: str) -> None:
     safety = manifest.safety
     if (safety.exit_layer is None) != ("gate" not in manifest.graphs):
         raise SchemaError(f"{origin}: exit_layer is {safety.exit_layer} but the graphs disagree.")
+    if safety.exit_layer is not None and "gate_columns" not in manifest.graphs:
+        raise SchemaError(f"{origin}: the gate has no graph 'gate_columns'. Export it again.")
     if (safety.exit_layer is None) != (safety.attention is None):
         raise SchemaError(f"{origin}: a gate needs both exit_layer and attention, or neither.")
     if not safety.stages or ("gate" in safety.stages) > ("gate" in manifest.graphs):
         raise SchemaError(f"{origin}: no calibrated stage fits the graphs of this bundle.")
-    for stage, calibration in safety.stages.items():
+    calibrations = {f"stage '{stage}'": own for stage, own in safety.stages.items()}
+    if safety.early is not None:
+        calibrations["the early exit"] = safety.early.calibration
+        layer = safety.early.layer
+        if safety.exit_layer is None or not 0 < layer < safety.exit_layer:
+            raise SchemaError(
+                f"{origin}: an early exit at layer {layer} is not below the gate's layer "
+                f"{safety.exit_layer}."
+            )
+    for name, calibration in calibrations.items():
         wrong = problem(calibration)
         if wrong is not None:
-            raise SchemaError(f"{origin}: the calibration of stage '{stage}' has {wrong}.")
+            raise SchemaError(f"{origin}: the calibration of {name} has {wrong}.")
 
 
 def confine(folder: Path, name: str) -> Path:

@@ -31,12 +31,18 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         stages: The stages asked, in their order; empty asks the bundle's earliest one. Every
             stage may refuse, only the last one asked may allow.
         thresholds: Replaces a stage's fitted threshold: refuse when p_unsafe >= threshold.
+        early_threshold: The same for the gate's early exit, where a bundle has one. The two are
+            fitted together: a policy that moves the gate's and not this one has no early exit.
+        max_asr: For ``export --exit-layer auto``: the share of harmful validation requests that the
+            gate may let pass, in each way in; the earliest layer within it is taken.
         language: Which of ``refusals`` is shown.
         refusals: Text of a refusal by language.
     """
 
     stages: tuple[Stage, ...] = ()
     thresholds: dict[Stage, float] = {}
+    early_threshold: float | None = None
+    max_asr: float | None = None
     language: str = "en"
     refusals: dict[str, str] = msgspec.field(default_factory=lambda: {"en": REFUSAL})
 
@@ -57,9 +63,14 @@ def check_policy(policy: Policy) -> Policy:
             f"The policy's stages are {list(policy.stages)}; name each stage once, in the order "
             f"{list(STAGES)}."
         )
-    for stage, threshold in policy.thresholds.items():
+    thresholds = {f"stage '{stage}'": number for stage, number in policy.thresholds.items()}
+    if policy.early_threshold is not None:
+        thresholds["the early exit"] = policy.early_threshold
+    if policy.max_asr is not None and not 0.0 <= policy.max_asr <= 1.0:
+        raise PolicyError(f"The policy's max_asr is {policy.max_asr}; give 0 to 1.")
+    for name, threshold in thresholds.items():
         if not math.isfinite(threshold) or not 0.0 <= threshold <= 1.0:
-            raise PolicyError(f"The threshold of stage '{stage}' is {threshold}; give 0 to 1.")
+            raise PolicyError(f"The threshold of {name} is {threshold}; give 0 to 1.")
     if policy.language not in policy.refusals:
         known = ", ".join(sorted(policy.refusals)) or "none"
         raise PolicyError(

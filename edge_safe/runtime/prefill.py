@@ -16,6 +16,13 @@ DEEPSTACK = "deepstack_features"
 PREFILL = "_prefill"
 """Ending of the names of the graphs that read prompts, in bundles that decode with others."""
 
+EARLY_BOUND = "early_bound"
+"""Input of a gate with an early exit: log-odds (B,) from which on a prompt ends there."""
+
+STATES = "gate_states."
+"""Outputs of a gate's graph, by layer: states entering a layer below the gate's, which it reads."""
+
+
 CHUNK = 512
 ATTENTION_END = "attention_end"
 """Input of graphs in which the positions of a span see each other."""

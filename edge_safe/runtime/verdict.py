@@ -24,6 +24,8 @@ class Verdict:
         stage: The stage that decided, ``gate`` or ``final``.
         category: Kind of harm, for bundles that tell kinds apart.
         reason: On ``ERROR``, why the gate could not decide.
+        layer: Where the model was left when that was decided: the gate's layer, or that of its
+            early exit; None at full depth and on ``ERROR``.
     """
 
     decision: Decision
@@ -31,3 +33,4 @@ class Verdict:
     stage: str
     category: str | None = None
     reason: str | None = None
+    layer: int | None = None

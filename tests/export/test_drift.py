@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from edge_safe.export.drift import edge, refuses, threshold_drift
+from edge_safe.export.drift import threshold_drift
 from edge_safe.models.examples import LogOdds
-from edge_safe.runtime.calibration import Fitted, StageCalibration
+from edge_safe.runtime.calibration import Fitted, StageCalibration, edge, refuses
 
 KNOTS = ((-4.0, -6.0), (0.0, -0.5), (3.0, 5.0))
 

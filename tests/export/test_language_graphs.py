@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -320,12 +320,21 @@ def test_the_gates_keys_and_values_have_eight_bits_where_layers_are_rounded(
     bundle: str, bits: int | None, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(bundle)
-    nodes = onnx.load(folder / "gate.onnx", load_external_data=False).graph.node
-    found = [node for node in nodes if any(".key_value." in name for name in node.input)]
-    assert found
+    for graph in ("gate", "gate_columns"):
+        nodes = _all_nodes(onnx.load(folder / f"{graph}.onnx", load_external_data=False).graph)
+        found = [node for node in nodes if any(".key_value." in name for name in node.input)]
+        assert found
     for node in found:
         own = [a.i for a in node.attribute if a.name == "bits"]
         assert own == ([] if bits is None else [bits])
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of a graph and of all branches in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from _all_nodes(attribute.g)
 
 
 def test_equal_tensors_are_stored_once(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_report_tells_what_was_done(tiny_bundle: Path) -> None:
     assert report.parity.verdicts.slot_change == 0
     assert {m.kind for m in report.matrices} == {"layers", "embedding"}
     assert set(report.sizes) == {
-        "embed_tokens.onnx", "gate.onnx", "decoder.onnx", "weights.onnx.data",
+        "embed_tokens.onnx", "gate.onnx", "gate_columns.onnx", "decoder.onnx", "weights.onnx.data",
     }  # fmt: skip
     assert {"quantize", "compare with torch"} <= set(report.seconds)
 

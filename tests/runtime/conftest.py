@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from edge_safe.export.graphs.builder import GraphBuilder
 from edge_safe.export.graphs.decoder import (
+    columns_graph,
     decoder_graph,
     embedding_graph,
     gate_graph,
@@ -24,13 +25,13 @@ from edge_safe.export.graphs.decoder import (
 from edge_safe.export.graphs.safety import GateHead, GateSource, TokenRows
 from edge_safe.export.graphs.spec import DecoderSpec, FloatArray, Rope
 from edge_safe.export.graphs.store import WeightStore
-from edge_safe.export.quantization import precision_named
+from edge_safe.export.quantization import PLAIN, precision_named
 from edge_safe.runtime import manifest as m
 from edge_safe.runtime.model import SafeModel
 from edge_safe.runtime.policy import Policy
 
 CONTEXT = 640
-EXIT_LAYER = 2
+EXIT_LAYER, EARLY_LAYER = 2, 1
 HEADS, HEAD_DIM, WIDTH = 4, 16, 64
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|safe|>", "<|unsafe|>"]
 SAFE, UNSAFE, END = 3, 4, 2
@@ -97,7 +98,7 @@ def random_weights(spec: DecoderSpec) -> Callable[[str], FloatArray]:
     return tensor
 
 
-def random_head(rng: np.random.Generator) -> GateHead:
+def random_head(rng: np.random.Generator, layer: int = EXIT_LAYER) -> GateHead:
     """A safety head that tells random prompts apart."""
 
     def array(*shape: int) -> FloatArray:
@@ -107,7 +108,7 @@ def random_head(rng: np.random.Generator) -> GateHead:
     slope = np.linspace(0.0, 0.9, 4).astype(np.float32)
     norm = np.ones(WIDTH, np.float32)
     return GateHead(
-        (GateSource(EXIT_LAYER, token, norm, array(32, WIDTH), array(32, WIDTH)),),
+        (GateSource(layer, token, norm, array(32, WIDTH), array(32, WIDTH)),),
         array(4, 8) * 4,
         slope,
         array(16, 32) * 4,
@@ -118,9 +119,20 @@ def random_head(rng: np.random.Generator) -> GateHead:
 
 
 def write_bundle(
-    folder: Path, *, gate: bool = True, change: Callable[[GateHead], GateHead] | None = None
+    folder: Path,
+    *,
+    gate: bool = True,
+    change: Callable[[GateHead], GateHead] | None = None,
+    early: Callable[[GateHead], GateHead] | None = None,
 ) -> Path:
-    """Writes a whole bundle; ``change`` edits the safety head."""
+    """Writes a whole bundle.
+
+    Args:
+        folder: Where.
+        gate: Whether it has one.
+        change: Edits the safety head.
+        early: Edits the head of its early exit; without it there is none.
+    """
     folder.mkdir(parents=True)
     tokenizer = tiny_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -138,12 +150,21 @@ def write_bundle(
         )
         graphs = {"embed_tokens": embedding_graph(weights, spec)}
         if gate:
-            graphs["gate"] = gate_graph(weights, spec, EXIT_LAYER, head, store)
+            lower = None if early is None else early(random_head(rng, EARLY_LAYER))
+            graphs["gate"] = gate_graph(weights, spec, EXIT_LAYER, head, store, PLAIN, lower)
+            graphs["gate_columns"] = columns_graph(WIDTH, EXIT_LAYER, head, store, PLAIN, lower)
         first = EXIT_LAYER if gate else None
         graphs["decoder"] = decoder_graph(weights, spec, first, rows, store)
     for name, graph in graphs.items():
         graph.save(folder / f"{name}.onnx")
-    write_manifest(folder, describe(graphs, spec, gate))
+    manifest = describe(graphs, spec, gate)
+    if early is not None:
+        exit_there = m.EarlyExit(EARLY_LAYER, m.StageCalibration(threshold=0.9))
+        safety = msgspec.structs.replace(
+            manifest.safety, early=exit_there, attention=m.AttentionInfo(8, 8)
+        )
+        manifest = msgspec.structs.replace(manifest, safety=safety)
+    write_manifest(folder, manifest)
     return folder
 
 
@@ -215,6 +236,12 @@ def allow_all(**fields: object) -> Policy:
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with a gate; not to be changed."""
     return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def early_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with an early exit; not to be changed."""
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "early", early=lambda head: head)
 
 
 @pytest.fixture(scope="session")

@@ -93,10 +93,8 @@ def test_decoding_equals_reading_all_at_once(engine: Engine, ids: np.ndarray) ->
     # Slot T is the last position read: the tail's last token is put there in its place.
     embeds = engine.embed([*ids, 3, *tail])
     whole_state.cache.reserve(len(embeds))
-    hidden, _ = engine._gate().prefill(
-        embeds, whole_state.cache, whole_state.columns, Deadline(None)
-    )
-    logits, _ = engine._decoder().prefill(hidden, whole_state.cache)
+    passage = engine._gate().prefill(embeds, whole_state.cache, whole_state.columns, Deadline(None))
+    logits, _ = engine._decoder().prefill(passage.states, whole_state.cache)
     np.testing.assert_allclose(stepped, logits[0, 0], atol=1e-4)
     np.testing.assert_allclose(state.columns.view(), whole_state.columns.view(), atol=1e-4)
 

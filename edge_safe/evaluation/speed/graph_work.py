@@ -34,11 +34,13 @@ class Work:
 
 @dataclass(slots=True)
 class _Node:
-    """A node: its operator, its inputs, its integer attributes."""
+    """A node: its operator, its inputs and outputs, its integer attributes, its branches."""
 
     operator: str = ""
     inputs: list[str] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+    branches: dict[str, memoryview] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -103,7 +105,11 @@ def _shape(node: _Node, tensors: dict[str, _Tensor]) -> list[int]:
 
 
 def _graph(model: memoryview) -> tuple[dict[str, _Tensor], list[_Node]]:
-    """Initializers and nodes of a ModelProto; nodes inside branches are left out."""
+    """Initializers and nodes of a ModelProto.
+
+    Nodes inside branches are left out, but for those behind an early exit: an If that leaves
+    caches, whose second branch goes on.
+    """
     tensors: dict[str, _Tensor] = {}
     nodes: list[_Node] = []
     for number, value in read_fields(model):
@@ -113,15 +119,28 @@ def _graph(model: memoryview) -> tuple[dict[str, _Tensor], list[_Node]]:
             if isinstance(part, int):
                 continue
             if inner == _NODE:
-                nodes.append(_node(part))
+                nodes += _flat(part)
             elif inner == _INITIALIZER:
                 tensor = _tensor(part)
                 tensors[tensor.name] = tensor
     return tensors, nodes
 
 
+def _flat(data: memoryview) -> list[_Node]:
+    """A node, or those that run where an early exit goes on."""
+    node = _node(data)
+    if node.operator != "If" or not any(name.startswith("present.") for name in node.outputs):
+        return [node]
+    return [
+        inner
+        for number, part in read_fields(node.branches["else_branch"])
+        if number == _NODE and not isinstance(part, int)
+        for inner in _flat(part)
+    ]
+
+
 def _node(data: memoryview) -> _Node:
-    """NodeProto: input 1, op_type 4, attribute 5 (name 1, i 3)."""
+    """NodeProto: input 1, output 2, op_type 4, attribute 5 (name 1, i 3, g 6)."""
     node = _Node()
     for number, value in read_fields(data):
         if isinstance(value, int):
@@ -132,9 +151,13 @@ def _node(data: memoryview) -> _Node:
             node.operator = bytes(value).decode()
         elif number == 5:
             attribute = dict(read_fields(value))
-            name, whole = attribute.get(1), attribute.get(3)
+            name, whole, branch = (attribute.get(field) for field in (1, 3, 6))
             if isinstance(name, memoryview) and isinstance(whole, int):
                 node.numbers[bytes(name).decode()] = whole
+            if isinstance(name, memoryview) and isinstance(branch, memoryview):
+                node.branches[bytes(name).decode()] = branch
+        elif number == 2:
+            node.outputs.append(bytes(value).decode())
     return node
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,31 +80,46 @@ class GraphBuilder:
         *,
         scope: str,
         outputs: Sequence[str],
+        dtypes: Sequence[int] | None = None,
     ) -> None:
-        """Adds an If; both sides make float32 values and see everything emitted so far.
+        """Adds an If; both sides see everything emitted so far.
 
         Args:
             condition: A bool.
             then: Emits the nodes that run when it holds, and returns the values they make.
             otherwise: The same for when it does not.
             scope: Place in the model.
-            outputs: Names of the values outside.
+            outputs: Names of the values outside; a side may give its own values these names.
+            dtypes: Their types, float32 without.
         """
+        kinds = [TensorProto.FLOAT] * len(outputs) if dtypes is None else dtypes
+        named = dict(zip(outputs, kinds, strict=True))
         self.op(
             "If",
             [condition],
             scope=scope,
             outputs=outputs,
-            then_branch=self._branch(f"{scope}/then", then),
-            else_branch=self._branch(f"{scope}/else", otherwise),
+            then_branch=self._branch(f"{scope}/then", then, named),
+            else_branch=self._branch(f"{scope}/else", otherwise, named),
         )
 
-    def _branch(self, name: str, emit: Callable[[], Sequence[str]]) -> onnx.GraphProto:
-        """Emits into a graph of its own. Initializers stay outside, where it sees them."""
+    def _branch(
+        self, name: str, emit: Callable[[], Sequence[str]], outside: Mapping[str, int]
+    ) -> onnx.GraphProto:
+        """Emits into a graph of its own. Initializers stay outside, where it sees them.
+
+        A name is given once, so what is called like a value outside gets another one in here.
+        """
         nodes, made = self._nodes, dict(self._made)
         self._nodes = []
+
+        inner = {value: f"{name}/{value}" for value in outside}
         try:
-            results = [helper.make_tensor_value_info(r, TensorProto.FLOAT, None) for r in emit()]
+            results = [
+                helper.make_tensor_value_info(inner.get(value, value), kind, None)
+                for value, kind in zip(emit(), outside.values(), strict=True)
+            ]
+            _rename(self._nodes, inner)
             return helper.make_graph(self._nodes, name, [], results)
         finally:
             self._nodes, self._made = nodes, made
@@ -170,6 +185,18 @@ class GraphBuilder:
     def save(self, path: Path) -> None:
         """Writes the model; its weights are in the weights file already."""
         path.write_bytes(self.model().SerializeToString())
+
+
+def _rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
+    """Gives values other names, in the branches of nodes too."""
+    for node in nodes:
+        node.input[:] = [names.get(value, value) for value in node.input]
+        node.output[:] = [names.get(value, value) for value in node.output]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rename(attribute.g.node, names)
+                for result in attribute.g.output:
+                    result.name = names.get(result.name, result.name)
 
 
 FLOAT = int(TensorProto.FLOAT)

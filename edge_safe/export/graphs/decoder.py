@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from edge_safe.export.activations import CacheReach
 from edge_safe.export.cache_format import CacheFormat, cache_scales
 from edge_safe.export.graphs.builder import FLOAT, INT64, GraphBuilder
+from edge_safe.export.graphs.early_exit import stop_or_go_on
 from edge_safe.export.graphs.layers import (
+    CACHE_TYPES,
     LayerWeights,
     RopeAxes,
     RopeTables,
@@ -28,12 +30,14 @@ from edge_safe.export.graphs.safety import (
     TokenRows,
     gate_verdict,
     keep_tail,
+    longer_than_one,
+    new_columns,
     token_logits,
 )
 from edge_safe.export.graphs.spec import DecoderSpec, LatticeSource, TensorSource
 from edge_safe.export.graphs.store import Stored, WeightStore
 from edge_safe.export.quantization import PLAIN, MatrixFormat, Precision
-from edge_safe.runtime.prefill import DEEPSTACK
+from edge_safe.runtime.prefill import DEEPSTACK, STATES
 
 Progress = Callable[[float], None]
 
@@ -140,8 +144,12 @@ def gate_graph(
     head: GateHead,
     store: WeightStore,
     form: MatrixFormat = PLAIN,
+    early: GateHead | None = None,
 ) -> GraphBuilder:
     """Layers 0 .. exit_layer-1 and the verdict of what decides at exit_layer.
+
+    With one position, S = 1, the verdict is NaN and gate_present is gate_past: what is missing
+    there is made of gate_states.* and hidden_states by ``columns_graph``.
 
     Args:
         weights: The stored model.
@@ -150,6 +158,7 @@ def gate_graph(
         head: What decides there.
         store: The weights file.
         form: How the matrix of the gate's own keys and values is packed.
+        early: What ends clear cases at a layer below; its columns come first in gate_past.
     """
     g = GraphBuilder("gate")
     shape: list[int | str] = ["batch", "sequence", spec.hidden_size]
@@ -157,19 +166,96 @@ def gate_graph(
     common = common_inputs(g, weights.ropes, spans=spec.bidirectional != "none")
     deepstack = deepstack_input(g, spec, range(exit_layer))
     g.output("hidden_states", FLOAT, shape)
-    delta = ""
-    read = {source.layer for source in head.sources}
-    states: list[str] = []
-    for index in range(exit_layer):
-        if index in read:
-            states.append(g.op("Add", [residual, delta], scope=f"layers.{index}.states"))
-        residual = _add_features(g, residual, deepstack, index)
-        normed, residual = _enter(g, spec, residual, delta, weights.layers[index], index)
-        attended = attention(g, spec, normed, weights.layers[index], common, index)
-        residual, delta = _leave(g, spec, residual, attended, weights.layers[index], index)
-    states.append(g.op("Add", [residual, delta], scope="exit", outputs=["hidden_states"]))
-    gate_verdict(g, states, head, store, form)
+    read = source_layers(head, early)[:-1]
+    for layer in read:
+        g.output(_states(layer), FLOAT, shape)
+    several = longer_than_one(g, "inputs_embeds", "gate")
+    entering = (residual, "")
+
+    def run(indices: range) -> None:
+        nonlocal entering
+        for index in indices:
+            if index in read and entering[1]:
+                kept = g.op(
+                    "Add", list(entering), scope=f"layers.{index}", outputs=[_states(index)]
+                )
+                entering = (kept, "")
+            residual, delta = entering
+            residual = _add_features(g, residual, deepstack, index)
+            normed, residual = _enter(g, spec, residual, delta, weights.layers[index], index)
+            attended = attention(g, spec, normed, weights.layers[index], common, index)
+            entering = _leave(g, spec, residual, attended, weights.layers[index], index)
+
+    def states(of: GateHead) -> list[str]:
+        layers = (source.layer for source in of.sources)
+        return ["hidden_states" if k == exit_layer else _states(k) for k in layers]
+
+    def leave() -> None:
+        g.op("Add", list(entering), scope="exit", outputs=["hidden_states"])
+
+    if early is None:
+        run(range(exit_layer))
+        leave()
+        gate_verdict(g, states(head), head, store, form, several)
+        return g
+
+    first = early.sources[-1].layer
+    run(range(first))
+    at_exit = _states(first)
+    g.op("Add", list(entering), scope=f"layers.{first}", outputs=[at_exit])
+    entering = (at_exit, "")
+    left = {"hidden_states": FLOAT} | {_states(k): FLOAT for k in read if k > first}
+    for index in range(first, exit_layer):
+        kind = CACHE_TYPES[weights.layers[index].cache.format]
+        left |= {f"present.{index}.{part}": kind for part in ("key", "value")}
+
+    def go_on() -> list[str]:
+        run(range(first, exit_layer))
+        leave()
+        return states(head)
+
+    stop_or_go_on(g, states(early), early, head, store, form, several, left, go_on)
     return g
+
+
+def columns_graph(
+    hidden_size: int,
+    exit_layer: int,
+    head: GateHead,
+    store: WeightStore,
+    form: MatrixFormat = PLAIN,
+    early: GateHead | None = None,
+) -> GraphBuilder:
+    """gate_states.* and hidden_states (B, S, d) -> gate_columns (B, 2, H, S, dk).
+
+    What the gate's own keys and values of decoded tokens are made with, many at once.
+    """
+    g = GraphBuilder("gate_columns")
+    shape: list[int | str] = ["batch", "sequence", hidden_size]
+    names = {
+        layer: g.input("hidden_states" if layer == exit_layer else _states(layer), FLOAT, shape)
+        for layer in source_layers(head, early)
+    }
+    heads = [head] if early is None else [early, head]
+    parts = [
+        new_columns(g, [names[source.layer] for source in of.sources], of, store, form)
+        for of in heads
+    ]
+    total = sum(len(of.query) for of in heads)
+    g.output("gate_columns", FLOAT, ["batch", 2, total, "sequence", head.query.shape[1]])
+    g.op("Concat", parts, scope="gate", outputs=["gate_columns"], axis=2)
+    return g
+
+
+def _states(layer: int) -> str:
+    """Name of the states entering a layer below the gate's."""
+    return f"{STATES}{layer}"
+
+
+def source_layers(head: GateHead, early: GateHead | None) -> list[int]:
+    """Layers whose states the gate and its early exit read, the gate's own one last."""
+    heads = [head] if early is None else [early, head]
+    return sorted({source.layer for of in heads for source in of.sources})
 
 
 def decoder_graph(

@@ -2,7 +2,7 @@
 
 The formulas are those of ``edge_safe.models.safety_head``, over a chunk of positions whose
 predecessors stand in ``gate_past``. All of it stays in float32 whatever the precision, but for the
-matrix of its keys and values, which every decoding step reads too.
+matrix of its keys and values.
 """
 
 from __future__ import annotations
@@ -125,16 +125,35 @@ def token_logits(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a head makes of a chunk of at least two positions.
+
+    Attributes:
+        present: (B, 2, H, G + S, dk) its columns with those before them.
+        verdict: (B, 2).
+    """
+
+    present: str
+    verdict: str
+
+
+def gate_outputs(g: GraphBuilder, heads: int, width: int) -> None:
+    """Declares gate_past, gate_present and verdict_logits."""
+    g.input("gate_past", FLOAT, ["batch", 2, heads, "gate_past", width])
+    g.output("gate_present", FLOAT, ["batch", 2, heads, "gate_total", width])
+    g.output("verdict_logits", FLOAT, ["batch", 2])
+
+
 def gate_verdict(
     g: GraphBuilder,
     states: Sequence[str],
     head: GateHead,
     store: WeightStore,
     form: MatrixFormat,
+    several: str,
 ) -> None:
     """Adds gate_past, gate_present and verdict_logits to a graph.
-
-    With one position, S = 1, the verdict is NaN.
 
     Args:
         g: The graph.
@@ -142,34 +161,71 @@ def gate_verdict(
         head: What decides.
         store: The weights file.
         form: How the matrix of its keys and values is packed.
+        several: Whether there are at least two positions; see ``single_position``.
     """
-    heads, width = head.query.shape
-    cache = ["batch", 2, heads, "gate_past", width]
-    past = g.input("gate_past", FLOAT, cache)
-    g.output("gate_present", FLOAT, ["batch", 2, heads, "gate_total", width])
-    g.output("verdict_logits", FLOAT, ["batch", 2])
+    gate_outputs(g, *head.query.shape)
 
-    present = _keys_and_values(g, states, head, store, form, past)
+    def chunk() -> list[str]:
+        judged = judge_chunk(g, states, head, store, form, "gate", "gate_past")
+        return [judged.present, judged.verdict]
 
-    def verdict() -> list[str]:
-        slots = find_slots(g, states[-1])
-        penalty = _penalty(g, present, slots, head, store, past)
-        read = [
-            _read_token(g, own, slots, source, store)
-            for own, source in zip(states, head.sources, strict=True)
-        ]
-        logits = read[0] if len(read) == 1 else g.op("Sum", read, scope="gate.token")
-        return [g.op("Sub", [logits, penalty], scope="gate.verdict")]
+    outputs = ["gate_present", "verdict_logits"]
+    g.choose(several, chunk, lambda: single_position(g), scope="gate", outputs=outputs)
 
-    def nothing() -> list[str]:
-        shape = g.op("Shape", [states[-1]], scope="gate.nothing", end=1)
-        whole = g.op("Concat", [shape, g.constant([2])], scope="gate.nothing", axis=0)
-        unknown = onnx.helper.make_tensor("nan", FLOAT, [1], [math.nan])
-        return [g.op("ConstantOfShape", [whole], scope="gate.nothing", value=unknown)]
 
-    # A decoding step would throw its verdict away. What is no verdict must not look like one.
-    several = longer_than_one(g, states[-1], "gate")
-    g.choose(several, verdict, nothing, scope="gate", outputs=["verdict_logits"])
+def single_position(g: GraphBuilder) -> list[str]:
+    """What a decoding step leaves: no new columns, and a verdict of NaN.
+
+    It would throw its verdict away, and its columns are needed when the next turn is judged: they
+    are made then, of the states that it leaves, for many steps at once.
+    """
+    past = g.op("Identity", ["gate_past"], scope="gate.nothing")
+    return [past, no_verdict(g, "gate_past", "gate.nothing")]
+
+
+def judge_chunk(
+    g: GraphBuilder,
+    states: Sequence[str],
+    head: GateHead,
+    store: WeightStore,
+    form: MatrixFormat,
+    name: str,
+    past: str,
+) -> Judged:
+    """Adds a head's columns and its verdict.
+
+    Args:
+        g: The graph, with a gate_past.
+        states: (B, S, d) states entering the layer of each source, S >= 2.
+        head: What decides.
+        store: The weights file.
+        form: How the matrix of its keys and values is packed.
+        name: Of the head in the graph.
+        past: (B, 2, H, G, dk) its columns so far.
+    """
+    columns = new_columns(g, states, head, store, form)
+    present = g.op("Concat", [past, columns], scope=name, axis=3)
+    slots = find_slots(g, states[-1])
+    penalty = _penalty(g, present, slots, head, store, name)
+    read = [
+        _read_token(g, own, slots, source, store)
+        for own, source in zip(states, head.sources, strict=True)
+    ]
+    logits = read[0] if len(read) == 1 else g.op("Sum", read, scope=f"{name}.token")
+    return Judged(present, g.op("Sub", [logits, penalty], scope=f"{name}.verdict"))
+
+
+def no_verdict(g: GraphBuilder, states: str, name: str) -> str:
+    """(B, 2) NaN."""
+    shape = g.op("Shape", [states], scope=f"{name}.nothing", end=1)
+    whole = g.op("Concat", [shape, g.constant([2])], scope=f"{name}.nothing", axis=0)
+    return filled(g, whole, math.nan, f"{name}.nothing")
+
+
+def filled(g: GraphBuilder, shape: str, number: float, scope: str) -> str:
+    """A float32 value of a shape, the same number everywhere."""
+    value = onnx.helper.make_tensor("value", FLOAT, [1], [number])
+    return g.op("ConstantOfShape", [shape], scope=scope, value=value)
 
 
 def longer_than_one(g: GraphBuilder, states: str, scope: str) -> str:
@@ -189,15 +245,14 @@ def _read_token(
     return token_logits(g, state, source.token, store, f"{name}.token")
 
 
-def _keys_and_values(
+def new_columns(
     g: GraphBuilder,
     states: Sequence[str],
     head: GateHead,
     store: WeightStore,
     form: MatrixFormat,
-    past: str,
 ) -> str:
-    """Appends this chunk's keys and values to gate_past: (B, 2, H, G + S, dk)."""
+    """This chunk's keys and values: (B, 2, H, S, dk)."""
     width = head.query.shape[1]
     columns = []
     for own, source in zip(states, head.sources, strict=True):
@@ -209,10 +264,9 @@ def _keys_and_values(
             both = _with_what_is_no_number(g, both, normed, scope)
         shape = g.constant([0, 0, 2, len(source.key) // width, width])
         columns.append(g.op("Reshape", [both, shape], scope=scope))
-    scope = "gate.attention"
+    scope = f"gate.layers.{head.sources[-1].layer}.columns"
     split = columns[0] if len(columns) == 1 else g.op("Concat", columns, scope=scope, axis=3)
-    turned = g.op("Transpose", [split], scope=scope, perm=[0, 2, 3, 1, 4])
-    return g.op("Concat", [past, turned], scope=scope, outputs=["gate_present"], axis=3)
+    return g.op("Transpose", [split], scope=scope, perm=[0, 2, 3, 1, 4])
 
 
 def _with_what_is_no_number(g: GraphBuilder, product: str, x: str, scope: str) -> str:
@@ -226,49 +280,49 @@ def _with_what_is_no_number(g: GraphBuilder, product: str, x: str, scope: str) -
 
 
 def _penalty(
-    g: GraphBuilder, present: str, slots: Slots, head: GateHead, store: WeightStore, past: str
+    g: GraphBuilder, present: str, slots: Slots, head: GateHead, store: WeightStore, name: str
 ) -> str:
     """What safety attention takes off both verdict rows: (B, 2), -log v and -log (1 - v)."""
 
-    def weight(name: str, array: FloatArray) -> str:
-        return g.weight(f"gate.{name}", store.add(array))
+    def weight(part: str, array: FloatArray) -> str:
+        return g.weight(f"{name}.{part}", store.add(array))
 
-    pooled = _pool(g, present, slots, head, store, past)
-    flat = g.op("Reshape", [pooled, g.constant([0, head.query.size])], scope="gate")
+    pooled = _pool(g, present, slots, head, store, name)
+    flat = g.op("Reshape", [pooled, g.constant([0, head.query.size])], scope=name)
     up = g.op(
         "Gemm",
         [flat, weight("up.weight", head.up_weight), weight("up.bias", head.up_bias)],
-        scope="gate.up",
+        scope=f"{name}.up",
         transB=1,
     )
     logit = g.op(
         "Gemm",
         [
-            g.op("Gelu", [up], scope="gate", approximate="none"),
+            g.op("Gelu", [up], scope=name, approximate="none"),
             weight("down.weight", head.down_weight),
             weight("down.bias", head.down_bias),
         ],
-        scope="gate.down",
+        scope=f"{name}.down",
         transB=1,
     )
     # log v and log(1 - v) are -softplus(-a) and -softplus(a).
-    signed = g.op("Mul", [logit, g.floats([[-1.0, 1.0]])], scope="gate.v")
-    return g.op("Softplus", [signed], scope="gate.v")
+    signed = g.op("Mul", [logit, g.floats([[-1.0, 1.0]])], scope=f"{name}.v")
+    return g.op("Softplus", [signed], scope=f"{name}.v")
 
 
 def _pool(
-    g: GraphBuilder, present: str, slots: Slots, head: GateHead, store: WeightStore, past: str
+    g: GraphBuilder, present: str, slots: Slots, head: GateHead, store: WeightStore, name: str
 ) -> str:
     """Safety attention over gate_past and the positions before slot T: (B, H, 1, dk)."""
     width = head.query.shape[1]
-    scope = "gate.pool"
+    scope = f"{name}.pool"
     keys = g.op("Gather", [present, g.constant(0)], scope=f"{scope}/keys", axis=1)
     values = g.op("Gather", [present, g.constant(1)], scope=f"{scope}/values", axis=1)
     query = (head.query / math.sqrt(width)).astype(np.float32)[:, :, None]
-    score = g.op("MatMul", [keys, g.weight("gate.query", store.add(query))], scope=scope)
+    score = g.op("MatMul", [keys, g.weight(f"{name}.query", store.add(query))], scope=scope)
     score = g.op("Squeeze", [score, g.constant([3])], scope=scope)
 
-    before = g.op("Shape", [past], scope=f"{scope}/past", start=3, end=4)
+    before = g.op("Shape", ["gate_past"], scope=f"{scope}/past", start=3, end=4)
     visible = g.op("Add", [slots.slot, before], scope=f"{scope}/visible")
     total = g.op("Shape", [present], scope=f"{scope}/total", start=3, end=4)
     total = g.op("Squeeze", [total], scope=f"{scope}/total")
@@ -280,7 +334,7 @@ def _pool(
     shifted = g.op("Add", [distance, g.floats(1.0)], scope=f"{scope}/distance")
     logged = g.op("Log", [shifted], scope=f"{scope}/distance")
     logged = g.op("Unsqueeze", [logged, g.constant([1])], scope=f"{scope}/distance")
-    slope = g.weight("gate.slope", store.add(head.slope[:, None]))
+    slope = g.weight(f"{name}.slope", store.add(head.slope[:, None]))
     score = g.op("Sub", [score, g.op("Mul", [slope, logged], scope=scope)], scope=scope)
 
     seen = g.op("Less", [steps, visible], scope=f"{scope}/seen")

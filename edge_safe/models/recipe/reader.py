@@ -86,6 +86,15 @@ def _check_agreement(recipe: Recipe) -> None:
         wrong.append(
             f"heads.joined = {list(heads.joined)}, not some of {list(heads.layers)} by rising depth"
         )
+    if heads.early_layer is not None and not (
+        heads.early_layer in heads.layers
+        and isinstance(heads.exit_layer, int)
+        and heads.early_layer < heads.exit_layer
+    ):
+        wrong.append(
+            f"heads.early_layer = {heads.early_layer}, not one of {list(heads.layers)} below "
+            f"heads.exit_layer = {heads.exit_layer}, which has to be a number"
+        )
     if tokens.safe == tokens.unsafe:
         wrong.append(f"tokens.safe and tokens.unsafe are both {tokens.safe}")
     if (tokens.safe_id is None) != (tokens.unsafe_id is None):

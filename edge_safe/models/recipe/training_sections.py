@@ -44,7 +44,8 @@ class HeadsSection(Section, frozen=True):
     ``exit_layer = "auto"`` takes the layer with the best validation AUROC. ``query`` is the
     question whose state in the base model the attention's query starts from. ``members`` modules
     of this shape are trained from different seeds and averaged into one. The heads of ``joined``,
-    each trained by itself, decide together at the last of these layers.
+    each trained by itself, decide together at the last of these layers. The head at
+    ``early_layer`` ends clear cases before the exit layer.
     """
 
     layers: tuple[Positive, ...]
@@ -55,6 +56,7 @@ class HeadsSection(Section, frozen=True):
     query: Text = "Is this request harmful or unsafe?"
     members: Positive = 1
     joined: tuple[Positive, ...] = ()
+    early_layer: Positive | None = None
 
 
 class LoraSection(Section, frozen=True):
