@@ -35,6 +35,7 @@ from edge_safe.runtime.prompt import (
 from edge_safe.runtime.reply import Reply
 from edge_safe.runtime.request import Event, Prompt, Requests
 from edge_safe.runtime.sampler import Sampling, SamplingSettings
+from edge_safe.runtime.scheduler import Scheduler
 from edge_safe.runtime.session import Array
 from edge_safe.runtime.template import ChatTemplate
 from edge_safe.runtime.tokens import Tokens
@@ -308,6 +309,19 @@ class SafeModel:
     def chat(self, system: str | None = None) -> Chat:
         """Begins a conversation whose earlier turns are not computed again."""
         return Chat(self._requests, system)
+
+    def scheduler(self, memory_mb: int = 256) -> Scheduler:
+        """For several conversations at once: fair turns, bounded memory, a deadline for each.
+
+        Args:
+            memory_mb: What keys and values of all of them may take, in MB of 2**20 bytes.
+
+        Raises:
+            UsageError: That is no memory at all.
+        """
+        if memory_mb < 1:
+            raise UsageError(f"memory_mb is {memory_mb}; give at least 1")
+        return Scheduler(self._requests, memory_mb)
 
     def load_chat(self, path: str | PathLike[str]) -> Chat:
         """Goes on with a conversation that ``Chat.save`` put into a file.

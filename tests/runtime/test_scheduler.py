@@ -1,0 +1,158 @@
+"""Several conversations at once: the answers of each alone, in turn, within bounded memory."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from pathlib import Path
+
+import pytest
+
+from edge_safe.errors import PromptError, UsageError
+from edge_safe.runtime.model import SafeModel
+from edge_safe.runtime.policy import Policy
+from edge_safe.runtime.reply import Reply
+from edge_safe.runtime.verdict import Decision
+from tests.runtime.conftest import allow_all
+
+ASKED = ["Tell me of boats.", "And of the tide?"]
+
+
+def texts_alone(model: SafeModel, count: int) -> list[list[str | None]]:
+    """What ``count`` conversations say when each is alone."""
+    found = []
+    for number in range(count):
+        chat = model.chat(system=f"You are number {number}.")
+        found.append([chat.send(text, max_tokens=6).text for text in ASKED])
+    return found
+
+
+def test_answers_are_those_of_each_conversation_alone(model: SafeModel) -> None:
+    scheduler = model.scheduler(memory_mb=8)
+    said: dict[int, list[str | None]] = {}
+
+    def talk(number: int) -> None:
+        chat = scheduler.chat(system=f"You are number {number}.")
+        said[number] = [scheduler.send(chat, text, max_tokens=6).text for text in ASKED]
+
+    threads = [threading.Thread(target=talk, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [said[n] for n in range(4)] == texts_alone(model, 4)
+
+
+def test_conversations_speak_in_turn(model: SafeModel) -> None:
+    scheduler = model.scheduler(memory_mb=8)
+    ready, order = threading.Barrier(3), []
+
+    def talk(number: int) -> None:
+        events = scheduler.stream(scheduler.chat(), ASKED[0], max_tokens=30)
+        next(events)  # the verdict
+        ready.wait()
+        for event in events:
+            if isinstance(event, str):
+                order.append(number)
+
+    threads = [threading.Thread(target=talk, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # As long as all three have something to say none is far ahead.
+    counts, leads = [0, 0, 0], []
+    last = min(len(order) - order[::-1].index(n) for n in range(3))
+    for number in order[:last]:
+        counts[number] += 1
+        leads.append(max(counts) - min(counts))
+    assert min(counts) > 5
+    assert max(leads[3:]) <= 4
+
+
+def test_idle_conversations_give_up_their_memory_and_go_on_all_the_same(model: SafeModel) -> None:
+    scheduler = model.scheduler(memory_mb=1)
+    chats = [scheduler.chat(system=f"You are number {n}.") for n in range(5)]
+    said: list[list[str | None]] = [[] for _ in chats]
+    for text in ASKED:
+        for number, chat in enumerate(chats):
+            said[number].append(scheduler.send(chat, text, max_tokens=6).text)
+            assert scheduler.memory_mb <= 1
+    assert any(chat.memory == 0 for chat in chats)
+    assert said == texts_alone(model, 5)
+
+
+def test_a_refused_turn_is_still_seen_after_the_memory_was_given_up(bundle_folder: Path) -> None:
+    strict = SafeModel.load(bundle_folder, threads=1, policy=Policy(thresholds={"gate": 0.0}))
+    chats = [strict.chat(), strict.chat()]
+    for chat in chats:
+        assert chat.send(ASKED[0]).verdict.decision is Decision.REFUSE
+    assert chats[0].release()
+    kept, released = (chat.send(ASKED[1]).verdict.p_unsafe for chat in reversed(chats))
+    assert released == pytest.approx(kept, abs=1e-5)
+
+
+def test_what_can_never_fit_is_refused_at_once(model: SafeModel) -> None:
+    scheduler = model.scheduler(memory_mb=1)
+    scheduler._budget = 400_000
+    with pytest.raises(PromptError, match="MB of keys and values"):
+        scheduler.send(scheduler.chat(), "boat " * 60, max_tokens=500)
+    with pytest.raises(PromptError, match="MB of keys and values"):
+        # Nobody knows how many positions a picture takes.
+        scheduler.send(scheduler.chat(), ASKED[0], images=["a.png"])
+    with pytest.raises(UsageError, match="at least 1"):
+        model.scheduler(memory_mb=0)
+
+
+@pytest.mark.parametrize("way", ["timeout", "cancel"])
+def test_without_room_in_time_the_decision_is_error(model: SafeModel, way: str) -> None:
+    scheduler = model.scheduler(memory_mb=1)
+    scheduler._budget = 500_000  # room for one
+    first = scheduler.stream(scheduler.chat(), ASKED[0], max_tokens=20)
+    assert next(first).decision is Decision.ALLOW
+    cancel = threading.Event()
+    if way == "cancel":
+        cancel.set()
+    timeout = 0.1 if way == "timeout" else None
+    reply = scheduler.send(
+        scheduler.chat(), ASKED[0], max_tokens=20, timeout=timeout, cancel=cancel
+    )
+    assert (reply.verdict.decision, reply.text) == (Decision.ERROR, None)
+    # The one that was let in is none the worse for it.
+    last = list(first)[-1]
+    assert isinstance(last, Reply)
+    assert last.text
+
+
+def test_an_answer_nobody_follows_any_more_gives_its_room_back(model: SafeModel) -> None:
+    scheduler = model.scheduler(memory_mb=1)
+    scheduler._budget = 500_000
+    events = scheduler.stream(scheduler.chat(), ASKED[0], max_tokens=20)
+    next(events)
+    held = scheduler.memory_mb
+    events.close()
+    del events
+    gc.collect()
+    assert scheduler.memory_mb < held
+    reply = scheduler.send(scheduler.chat(), ASKED[0], max_tokens=2, timeout=20.0)
+    assert reply.verdict.decision is Decision.ALLOW
+
+
+def test_a_cancelled_answer_ends_and_gives_its_room_back(model: SafeModel) -> None:
+    scheduler = model.scheduler(memory_mb=8)
+    chat, cancel = scheduler.chat(), threading.Event()
+    events = scheduler.stream(chat, ASKED[0], max_tokens=200, cancel=cancel)
+    next(events)
+    cancel.set()
+    last = list(events)[-1]
+    assert isinstance(last, Reply)
+    assert last.finish_reason == "cancelled"
+    assert scheduler.memory_mb <= chat.memory / 2**20 + 1e-6
+
+
+def test_the_policy_of_a_bundle_holds(bundle_folder: Path) -> None:
+    model = SafeModel.load(bundle_folder, threads=1, policy=allow_all(refusals={"en": "No."}))
+    scheduler = model.scheduler()
+    strict = model.with_policy(Policy(thresholds={"gate": 0.0}, refusals={"en": "No."}))
+    assert strict.scheduler().send(strict.chat(), ASKED[0]).refusal == "No."
+    assert scheduler.send(scheduler.chat(), ASKED[0], max_tokens=2).refusal is None
