@@ -32,7 +32,15 @@ _ROWS = {
     "gate_cost_ratio": "gated / ungated",
     "peak_memory_mb": "peak memory of a text request, MB",
 }
-_WAYS = ("encode_ms", "verdict_ms", "refusal_ms", "prefill_ms", "first_token_ms", "refusal_ratio")
+_WAYS = {
+    "encode_ms": "encode",
+    "verdict_ms": "verdict",
+    "refusal_ms": "refusal",
+    "late_refusal_ms": "refusal at the gate",
+    "prefill_ms": "prefill",
+    "first_token_ms": "first token",
+    "refusal_ratio": "refusal / first",
+}
 
 
 def command(
@@ -187,10 +195,11 @@ def show(terminal: Terminal, document: dict[str, Any]) -> None:
     )
     lengths = Table(title="Requests in words, by prompt tokens", title_justify="left")
     lengths.add_column("prompt")
-    for heading in ("encode", "verdict", "refusal", "prefill", "first token", "refusal / first"):
+    ways = {key: name for key, name in _WAYS.items() if key in document["lengths"][0]}
+    for heading in ways.values():
         lengths.add_column(heading, justify="right")
     for entry in document["lengths"]:
-        cells = (_cell(entry, key) for key in _WAYS)
+        cells = (_cell(entry, key) for key in ways)
         lengths.add_row(str(entry["prompt_tokens"]), *cells)
     terminal.show(lengths)
     for entry in document["skipped"]:

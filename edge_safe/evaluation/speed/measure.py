@@ -15,6 +15,7 @@ from edge_safe.evaluation.speed.loading import measure_loading
 from edge_safe.evaluation.speed.machine import describe_machine
 from edge_safe.evaluation.speed.prompts import exact_prompt, plain_ids
 from edge_safe.evaluation.speed.requests import (
+    LATE,
     Answers,
     allowed_request,
     allowing,
@@ -22,6 +23,7 @@ from edge_safe.evaluation.speed.requests import (
     media_request,
     refused_request,
     refusing,
+    refusing_late,
     second_turn,
 )
 from edge_safe.evaluation.speed.sample_media import hum, sign
@@ -131,6 +133,7 @@ def measure(
     found = _limits(folder, model.manifest, settings, lengths, other)
     tell("limits of this machine", 1.0)
     _say_more(notes, machine, loading, other)
+    early = model.manifest.safety.early
     keys = ("encode_ms", "prefill_ms", "verdict_ms", "refusal_ms", "first_token_ms")
     medians = {**_renamed(loading.medians()), **other.medians()}
     spread = {**_renamed(loading.spread()), **other.spread()}
@@ -139,6 +142,7 @@ def measure(
             "name": model.manifest.name,
             "precision": model.manifest.precision,
             "exit_layer": model.manifest.safety.exit_layer,
+            "early_layer": None if early is None else early.layer,
             "layers": model.manifest.model.layers,
             "bytes": sum(entry.size for entry in model.manifest.files.values()),
         },
@@ -205,7 +209,7 @@ def measure_lengths(
         UsageError: None fits.
     """
     context = model.manifest.model.context_length
-    allowed, refused = allowing(model), refusing(model)
+    allowed, refused, late = allowing(model), refusing(model), refusing_late(model)
     entries: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     for tokens in sorted(set(settings.prompt_tokens)):
@@ -216,13 +220,19 @@ def measure_lengths(
             reason = "the chat template leaves no room for a request" if fits else room
             skipped.append({"prompt_tokens": tokens, "reason": reason})
             continue
+        ways = [allowed_request(allowed, prompt), refused_request(refused, prompt)]
+        if model.manifest.safety.early is not None:
+            ways.append(refused_request(late, prompt, LATE))
         samples = interleave(
-            [allowed_request(allowed, prompt), refused_request(refused, prompt)],
+            ways,
             settings.runs,
             _steps(tell, f"prompt of {tokens} tokens", settings.runs),
         )
         pairs = zip(samples.values["refusal_ms"], samples.values["first_token_ms"], strict=True)
         samples.values["refusal_ratio"] = [refusal / first for refusal, first in pairs]
+        if LATE in samples.values:
+            pairs = zip(samples.values[LATE], samples.values["first_token_ms"], strict=True)
+            samples.values["late_refusal_ratio"] = [refusal / first for refusal, first in pairs]
         entries.append({"prompt_tokens": tokens, **samples.medians(), "spread": samples.spread()})
     if not entries:
         reasons = "; ".join(f"{entry['prompt_tokens']}: {entry['reason']}" for entry in skipped)

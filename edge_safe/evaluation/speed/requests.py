@@ -24,6 +24,9 @@ from edge_safe.runtime.sampler import Sampler, Sampling
 from edge_safe.runtime.session import Array
 from edge_safe.runtime.verdict import Decision
 
+LATE = "late_refusal_ms"
+"""A refusal by the gate, of a request that the early exit let pass."""
+
 SECOND_TURN = "And what happened then?"
 
 
@@ -38,17 +41,24 @@ def load_forgetful(
 
 def allowing(model: SafeModel) -> SafeModel:
     """The model under a policy that allows whatever is not certain to be harmful."""
-    return model.with_policy(_at(model, 1.0))
+    return model.with_policy(_at(model, 1.0, 1.0))
 
 
 def refusing(model: SafeModel) -> SafeModel:
-    """The model under a policy that refuses everything."""
-    return model.with_policy(_at(model, 0.0))
+    """The model under a policy that refuses everything, at the early exit if there is one."""
+    return model.with_policy(_at(model, 0.0, 0.0))
 
 
-def _at(model: SafeModel, threshold: float) -> Policy:
+def refusing_late(model: SafeModel) -> SafeModel:
+    """The model under a policy that lets the early exit pass and refuses everything behind it."""
+    return model.with_policy(_at(model, 0.0, 1.0))
+
+
+def _at(model: SafeModel, threshold: float, early: float) -> Policy:
     stages = model.manifest.safety.stages
-    return msgspec.structs.replace(model.policy, thresholds=dict.fromkeys(stages, threshold))
+    return msgspec.structs.replace(
+        model.policy, thresholds=dict.fromkeys(stages, threshold), early_threshold=early
+    )
 
 
 def _must_be(reply: Reply, decision: Decision) -> Reply:
@@ -82,11 +92,11 @@ def allowed_request(model: SafeModel, prompt: str) -> Action:
     return action
 
 
-def refused_request(model: SafeModel, prompt: str) -> Action:
+def refused_request(model: SafeModel, prompt: str, name: str = "refusal_ms") -> Action:
     """A refused request until its refusal is complete."""
 
     def action() -> dict[str, float]:
-        return {"refusal_ms": _must_be(model.generate(prompt), Decision.REFUSE).timing.total_ms}
+        return {name: _must_be(model.generate(prompt), Decision.REFUSE).timing.total_ms}
 
     return action
 
