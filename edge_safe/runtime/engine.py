@@ -21,6 +21,7 @@ from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.decoder import Decoder, Stepper
 from edge_safe.runtime.gate import Gate, early_bound, judge
 from edge_safe.runtime.inputs import Inputs, in_a_row, join
+from edge_safe.runtime.mapped import give_back
 from edge_safe.runtime.policy import STAGES, Policy, Stage
 from edge_safe.runtime.prefill import PREFILL, Span
 from edge_safe.runtime.prefix import Prefix, PrefixCache
@@ -193,6 +194,7 @@ class Engine:
         with ThreadPoolExecutor(available_cores()) as pool:
             for _ in pool.map(self._bundle.session, self._names()):
                 pass
+        give_back(self._bundle.folder)
 
     def new_state(self) -> State:
         """An empty sequence.
