@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from edge_safe.errors import ExportError
 from edge_safe.runtime.bundle import sha256_file
@@ -83,9 +82,10 @@ def join(gate: ModelProto, decoder: ModelProto) -> ModelProto:
     Raises:
         ExportError: What one graph gives is not what the other takes.
     """
+    gate_nodes, gate_weights = _never_ending(gate.graph)
     below = [
         node
-        for node in _never_ending(gate.graph.node)
+        for node in gate_nodes
         if node.op_type != "If" or not {"verdict_logits", EARLY_VERDICT}.intersection(node.output)
     ]
     given = {value.name for value in gate.graph.output}
@@ -112,33 +112,39 @@ def join(gate: ModelProto, decoder: ModelProto) -> ModelProto:
             graph.node.append(node)
     _drop_unused(graph)
     used = {name for node in graph.node for name in _inputs(node)}
-    for values, target in (("input", graph.input), ("initializer", graph.initializer)):
+    inputs = (*gate.graph.input, *decoder.graph.input)
+    weights = (*gate_weights, *decoder.graph.initializer)
+    for values, target in ((inputs, graph.input), (weights, graph.initializer)):
         seen: set[str] = set()
-        for value in (*getattr(gate.graph, values), *getattr(decoder.graph, values)):
+        for value in values:
             if value.name in used and value.name not in seen and value.name != "hidden_states":
                 seen.add(value.name)
                 target.append(value)
     return joined
 
 
-def _never_ending(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Nodes of a gate, those that stand behind its early exit with the others.
+def _never_ending(graph: GraphProto) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Nodes and weights of a gate, those that stand behind its early exit with the others.
 
     An exit is an If with caches among its outputs; what runs when nothing is clear is its second
     branch, whose values have names of their own in there.
     """
-    for node in nodes:
+    nodes: list[NodeProto] = []
+    weights = list(graph.initializer)
+    for node in graph.node:
         if node.op_type != "If" or not any(name.startswith("present.") for name in node.output):
-            yield node
+            nodes.append(node)
             continue
         (rest,) = (a.g for a in node.attribute if a.name == "else_branch")
+        weights += rest.initializer
         outside = dict(zip((value.name for value in rest.output), node.output, strict=True))
         for inner in rest.node:
             moved = NodeProto()
             moved.CopyFrom(inner)
             moved.input[:] = [outside.get(name, name) for name in inner.input]
             moved.output[:] = [outside.get(name, name) for name in inner.output]
-            yield moved
+            nodes.append(moved)
+    return nodes, weights
 
 
 def _drop_unused(graph: GraphProto) -> None:

@@ -110,33 +110,34 @@ def _graph(model: memoryview) -> tuple[dict[str, _Tensor], list[_Node]]:
     Nodes inside branches are left out, but for those behind an early exit: an If that leaves
     caches, whose second branch goes on.
     """
-    tensors: dict[str, _Tensor] = {}
-    nodes: list[_Node] = []
+    found = _Graph()
     for number, value in read_fields(model):
-        if number != _GRAPH or isinstance(value, int):
-            continue
-        for inner, part in read_fields(value):
+        if number == _GRAPH and not isinstance(value, int):
+            found.read(value)
+    return found.tensors, found.nodes
+
+
+@dataclass(slots=True)
+class _Graph:
+    """What was found of a graph so far."""
+
+    tensors: dict[str, _Tensor] = field(default_factory=dict)
+    nodes: list[_Node] = field(default_factory=list)
+
+    def read(self, graph: memoryview) -> None:
+        """Takes up initializers and nodes of a GraphProto."""
+        for number, part in read_fields(graph):
             if isinstance(part, int):
                 continue
-            if inner == _NODE:
-                nodes += _flat(part)
-            elif inner == _INITIALIZER:
+            if number == _NODE:
+                node = _node(part)
+                if node.operator == "If" and any(n.startswith("present.") for n in node.outputs):
+                    self.read(node.branches["else_branch"])
+                else:
+                    self.nodes.append(node)
+            elif number == _INITIALIZER:
                 tensor = _tensor(part)
-                tensors[tensor.name] = tensor
-    return tensors, nodes
-
-
-def _flat(data: memoryview) -> list[_Node]:
-    """A node, or those that run where an early exit goes on."""
-    node = _node(data)
-    if node.operator != "If" or not any(name.startswith("present.") for name in node.outputs):
-        return [node]
-    return [
-        inner
-        for number, part in read_fields(node.branches["else_branch"])
-        if number == _NODE and not isinstance(part, int)
-        for inner in _flat(part)
-    ]
+                self.tensors[tensor.name] = tensor
 
 
 def _node(data: memoryview) -> _Node:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
+from onnx.external_data_helper import load_external_data_for_tensor
 
 from edge_safe.export.graphs.store import Stored
 
@@ -37,6 +38,7 @@ class GraphBuilder:
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._counts: dict[str, int] = {}
         self._made: dict[str, str] = {}
+        self._own: dict[str, onnx.TensorProto] | None = None  # of the branch under way
 
     def input(self, name: str, dtype: int, shape: Shape) -> str:
         """Declares a graph input."""
@@ -48,9 +50,27 @@ class GraphBuilder:
         self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
         return name
 
-    def weight(self, name: str, stored: Stored, shape: Sequence[int] | None = None) -> str:
-        """Refers to a tensor in the weights file, viewed with ``shape`` if one is given."""
-        if name not in self._initializers:
+    def weight(
+        self,
+        name: str,
+        stored: Stored,
+        shape: Sequence[int] | None = None,
+        *,
+        own: bool = False,
+    ) -> str:
+        """Refers to a tensor in the weights file.
+
+        Args:
+            name: Its name.
+            stored: Where it stands.
+            shape: What it is viewed with, if not with its own.
+            own: Whether a branch needs one of its own: a small tensor, which then stands in the
+                graph's file, since onnxruntime does not open branches with weights outside of it
+                where the weights file has several hard links.
+        """
+        if own and self._own is not None:
+            self._own[name] = stored.proto(name, shape)
+        elif name not in self._initializers:
             self._initializers[name] = stored.proto(name, shape)
         return name
 
@@ -110,7 +130,8 @@ class GraphBuilder:
 
         A name is given once, so what is called like a value outside gets another one in here.
         """
-        nodes, made = self._nodes, dict(self._made)
+        nodes, made, own = self._nodes, dict(self._made), self._own
+        self._own = {}
         self._nodes = []
 
         inner = {value: f"{name}/{value}" for value in outside}
@@ -120,9 +141,10 @@ class GraphBuilder:
                 for value, kind in zip(emit(), outside.values(), strict=True)
             ]
             _rename(self._nodes, inner)
-            return helper.make_graph(self._nodes, name, [], results)
+            weights = list(self._own.values())
+            return helper.make_graph(self._nodes, name, [], results, initializer=weights)
         finally:
-            self._nodes, self._made = nodes, made
+            self._nodes, self._made, self._own = nodes, made, own
 
     def op(
         self,
@@ -184,7 +206,22 @@ class GraphBuilder:
 
     def save(self, path: Path) -> None:
         """Writes the model; its weights are in the weights file already."""
-        path.write_bytes(self.model().SerializeToString())
+        model = self.model()
+        _take_in(model.graph, path.parent, outermost=True)
+        path.write_bytes(model.SerializeToString())
+
+
+def _take_in(graph: onnx.GraphProto, folder: Path, *, outermost: bool) -> None:
+    """Puts the weights that belong to branches into the graph's own file."""
+    if not outermost:
+        for tensor in graph.initializer:
+            load_external_data_for_tensor(tensor, str(folder))
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _take_in(attribute.g, folder, outermost=False)
 
 
 def _rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:

@@ -295,5 +295,7 @@ def _packed_inputs(g: GraphBuilder, matrix: Matrix, name: str) -> list[str]:
         g.weight(f"{name}_scales", matrix.scales, (flat,)),
     ]
     if matrix.zero_points is not None:
-        names.append(g.weight(f"{name}_zeros", matrix.zero_points, (matrix.zero_points.length,)))
+        shape = (matrix.zero_points.length,)
+        # onnxruntime 1.23 computes wrong products where a branch takes them from outside.
+        names.append(g.weight(f"{name}_zeros", matrix.zero_points, shape, own=True))
     return names

@@ -60,7 +60,8 @@ class WeightStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("wb")
+        # Unbuffered: some graphs take small tensors back while others are still added.
+        self._file = path.open("wb", buffering=0)
         self._known: dict[bytes, Stored] = {}
 
     def __enter__(self) -> WeightStore:
