@@ -17,6 +17,11 @@ from edge_safe.models.examples import LogOdds
 from edge_safe.models.safety_file import Calibration, EarlyExit, Fitted, Medium
 
 
+EARLY_SHARE = 0.25
+"""Of the harmless requests that a pair may refuse, those that the lower head may, at most: what ends
+there is meant to be clear, on other rows too."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Pair:
     """Two thresholds and what they do on the rows they were fitted on.
@@ -44,9 +49,9 @@ def fit_early_exit(
 ) -> EarlyExit:
     """Fits both thresholds for each way in, over the calibrated probabilities of each head.
 
-    Of the shares of the false positives that the lower head may have, the one is taken at which
-    most harmful rows end there, among those at which the pair lets no more harmful rows pass than
-    the upper head alone.
+    Of the shares of the false positives that the lower head may have, up to ``EARLY_SHARE``, the
+    one is taken at which most harmful rows end there, among those at which the pair lets no more
+    harmful rows pass than the upper head alone.
 
     Args:
         odds: Verdicts on rows that nothing was trained on.
@@ -92,7 +97,7 @@ def _fit(
     budget = int(target_fpr * harmless)
     passing = int((unsafe & (p_gate < threshold_for(p_gate[~unsafe], target_fpr))).sum())
     best = None
-    for count in range(budget + 1):
+    for count in range(int(EARLY_SHARE * budget) + 1):
         pair = _pair(unsafe, p_early, p_gate, count / harmless, budget)
         worse = int((unsafe & ~pair.refused).sum()) > passing
         if not worse and (

@@ -15,7 +15,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.runtime.conftest import write_bundle
+
 ROOT = Path(__file__).parents[2]
+# Prints log-odds of two prompts behind an early exit.
+ODDS = """
+import math, sys
+from edge_safe import Policy, SafeModel
+model = SafeModel.load(sys.argv[1], policy=Policy(thresholds={"gate": 0.5}))
+for prompt in ("Tell me of the tide.", "A rope."):
+    p_unsafe = model.assess(prompt).p_unsafe
+    print(math.log(p_unsafe / (1 - p_unsafe)))
+"""
 PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 
 pytestmark = pytest.mark.slow
@@ -89,3 +100,11 @@ def test_the_device_install_runs_on_the_versions_of_jetpack_6(
     printed = runs_a_bundle(python, wheel, tiny_bundle, tmp_path, *pins)
     assert "Python 3.10" in printed
     assert "onnxruntime 1.23.2, numpy 2.2.6" in printed
+    # Of zero points that a branch takes from outside this version makes wrong products.
+    rounded = write_bundle(tmp_path / "rounded", early=lambda head: head, precision="int4")
+    own = tmp_path / "environment" / "bin" / "python"
+    found = [float(line) for line in check(own, "-c", ODDS, rounded, cwd=tmp_path).split()]
+    expected = [
+        float(line) for line in check(sys.executable, "-c", ODDS, rounded, cwd=ROOT).split()
+    ]
+    assert found == pytest.approx(expected, abs=0.5)

@@ -124,6 +124,7 @@ def write_bundle(
     gate: bool = True,
     change: Callable[[GateHead], GateHead] | None = None,
     early: Callable[[GateHead], GateHead] | None = None,
+    precision: str = "fp32",
 ) -> Path:
     """Writes a whole bundle.
 
@@ -132,6 +133,7 @@ def write_bundle(
         gate: Whether it has one.
         change: Edits the safety head.
         early: Edits the head of its early exit; without it there is none.
+        precision: Of its layers.
     """
     folder.mkdir(parents=True)
     tokenizer = tiny_tokenizer()
@@ -146,7 +148,7 @@ def write_bundle(
     rows = TokenRows((rng.standard_normal((2, WIDTH)) / 8).astype(np.float32), None)
     with WeightStore(folder / "weights.onnx.data") as store:
         weights = store_model(
-            store, spec, random_weights(spec), precision_named("fp32"), lambda _: None
+            store, spec, random_weights(spec), precision_named(precision), lambda _: None
         )
         graphs = {"embed_tokens": embedding_graph(weights, spec)}
         if gate:
