@@ -17,7 +17,7 @@ from edge_safe.models.examples import LogOdds
 from edge_safe.models.safety_file import Calibration, EarlyExit, Fitted, Medium
 
 EARLY_SHARE = 0.25
-"""Of the harmless requests that a pair may refuse, those that the lower head may, at most: what ends
+"""Of the harmless requests that a pair may refuse, those that the lower head may at most: what ends
 there is meant to be clear, on other rows too."""
 
 
