@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.engine import Engine, Judged, State
+from edge_safe.runtime.engine import Engine, Judged
 from edge_safe.runtime.manifest import Manifest
 from edge_safe.runtime.reply import FinishReason
 from edge_safe.runtime.sampler import Sampler, Sampling
 from edge_safe.runtime.session import Array
+from edge_safe.runtime.state import State
 from edge_safe.runtime.stream import Detokenizer, StopFilter
 from edge_safe.runtime.tokens import Tokens
 

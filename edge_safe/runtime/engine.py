@@ -15,81 +15,22 @@ import numpy as np
 from edge_safe.errors import EdgeSafeError, GateError, PolicyError
 from edge_safe.runtime.bundle import Bundle
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
-from edge_safe.runtime.calibration import Fitted, Modality
+from edge_safe.runtime.calibration import Modality
 from edge_safe.runtime.cores import available_cores
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.decoder import Decoder, Stepper
-from edge_safe.runtime.gate import Gate, early_bound, judge
+from edge_safe.runtime.early_exit import EarlyThreshold
+from edge_safe.runtime.gate import Gate, judge
 from edge_safe.runtime.inputs import Inputs, in_a_row, join
 from edge_safe.runtime.mapped import give_back
 from edge_safe.runtime.policy import STAGES, Policy, Stage
 from edge_safe.runtime.prefill import PREFILL, Span
 from edge_safe.runtime.prefix import Prefix, PrefixCache
 from edge_safe.runtime.session import Array, Session
+from edge_safe.runtime.state import Owed, State
 from edge_safe.runtime.verdict import Decision, Verdict
 
 _DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
-
-
-@dataclass(slots=True)
-class Owed:
-    """A refused prompt of which the gate's layers above the early exit have seen nothing yet.
-
-    Attributes:
-        inputs: Its embeddings, T positions.
-        spans: Of these, those that see each other.
-    """
-
-    inputs: Inputs
-    spans: Sequence[Span]
-
-
-@dataclass(slots=True)
-class State:
-    """What one sequence has left behind.
-
-    Attributes:
-        cache: The model's keys and values.
-        columns: The gate's own keys and values; None without a gate.
-        owed: What ``Engine.settle`` has to add to the columns before anything follows.
-    """
-
-    cache: KeyValueCache
-    columns: GateColumns | None
-    owed: Owed | None = None
-
-    def lengths(self) -> tuple[int, int]:
-        """Positions in the cache and columns of the gate, for ``rewind``."""
-        return self.cache.length, self.columns.length if self.columns is not None else 0
-
-    def rewind(self, lengths: tuple[int, int]) -> None:
-        """Forgets all that came after ``lengths()`` was asked."""
-        self.owed = None
-        self.cache.truncate(lengths[0])
-        if self.columns is not None:
-            self.columns.truncate(lengths[1])
-
-    def clear(self) -> None:
-        """Forgets everything and keeps the memory."""
-        self.rewind((0, 0))
-
-    def free(self) -> None:
-        """Forgets everything, the memory included."""
-        self.clear()
-        self.cache.free()
-        if self.columns is not None:
-            self.columns.free()
-
-    def size_of(self, length: int) -> int:
-        """Bytes that so many positions take."""
-        columns = 0 if self.columns is None else self.columns.size_of(length)
-        return self.cache.size_of(length) + columns
-
-    @property
-    def size(self) -> int:
-        """Bytes that it takes now."""
-        columns = 0 if self.columns is None else self.columns.size
-        return self.cache.size_of(self.cache.capacity) + columns
 
 
 @dataclass(slots=True)
@@ -111,41 +52,6 @@ class Judged:
     spans: Sequence[Span] = ()
     beginning: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     ended_early: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class EarlyThreshold:
-    """What the early exit refuses; nothing without a calibration.
-
-    Attributes:
-        layer: Where it reads.
-        calibration: What turns its log-odds into p_unsafe.
-        threshold: Lowest p_unsafe that is refused there.
-    """
-
-    layer: int = 0
-    calibration: Fitted | None = None
-    threshold: float = 1.0
-
-    @property
-    def bound(self) -> float:
-        """Log-odds from which on a run ends there."""
-        if self.calibration is None:
-            return math.inf
-        return early_bound(self.calibration, self.threshold)
-
-    def verdict(self, logits: Array | None) -> Verdict | None:
-        """The refusal of (1, 2) logits; None where the gate decides.
-
-        Raises:
-            GateError: They are missing or not finite.
-        """
-        if self.calibration is None:
-            return None
-        if logits is None:
-            raise GateError("the gate's graph gave no verdict of its early exit")
-        verdict = judge(logits, self.calibration, self.threshold, "gate", self.layer)
-        return verdict if verdict.decision is Decision.REFUSE else None
 
 
 def failed(error: Exception, stage: str, deadline: Deadline) -> Verdict:

@@ -18,7 +18,7 @@ from edge_safe.runtime.bundle import Bundle, open_bundle
 from edge_safe.runtime.chat import Chat
 from edge_safe.runtime.cores import available_cores
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.engine import Engine, State
+from edge_safe.runtime.engine import Engine
 from edge_safe.runtime.families.base import open_family
 from edge_safe.runtime.manifest import Manifest
 from edge_safe.runtime.media import AudioInput, ImageInput
@@ -37,6 +37,7 @@ from edge_safe.runtime.request import Event, Prompt, Requests
 from edge_safe.runtime.sampler import Sampling, SamplingSettings
 from edge_safe.runtime.scheduler import Scheduler
 from edge_safe.runtime.session import Array
+from edge_safe.runtime.state import State
 from edge_safe.runtime.template import ChatTemplate
 from edge_safe.runtime.tokens import Tokens
 from edge_safe.runtime.verdict import Verdict

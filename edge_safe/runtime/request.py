@@ -15,7 +15,7 @@ from edge_safe.runtime.answer import Answer
 from edge_safe.runtime.bundle import Bundle
 from edge_safe.runtime.calibration import Modality, way_in
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.engine import Engine, Judged, State, failed
+from edge_safe.runtime.engine import Engine, Judged, failed
 from edge_safe.runtime.families.base import Family
 from edge_safe.runtime.inputs import Inputs, join
 from edge_safe.runtime.manifest import Bidirectional
@@ -32,6 +32,7 @@ from edge_safe.runtime.prompt import (
 from edge_safe.runtime.reply import Reply, Timing, Usage
 from edge_safe.runtime.sampler import Sampling
 from edge_safe.runtime.session import Array
+from edge_safe.runtime.state import State
 from edge_safe.runtime.tokens import Encoded, Tokens, Untrusted
 from edge_safe.runtime.verdict import Decision, Verdict
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from edge_safe.errors import BundleError, IntegrityError
 from edge_safe.runtime.calibration import Modality
-from edge_safe.runtime.engine import State
 from edge_safe.runtime.families.base import Placed
 from edge_safe.runtime.inputs import Inputs
 from edge_safe.runtime.manifest import Manifest, dump_manifest
 from edge_safe.runtime.prompt import Message
 from edge_safe.runtime.session import Array
+from edge_safe.runtime.state import State
 from edge_safe.runtime.tokens import Piece, Trusted, Untrusted
 
 VERSION = 1

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from edge_safe.errors import PromptError, UsageError
 from edge_safe.runtime.model import SafeModel
 from edge_safe.runtime.policy import Policy
 from edge_safe.runtime.reply import Reply
+from edge_safe.runtime.request import Event
 from edge_safe.runtime.verdict import Decision
 from tests.runtime.conftest import allow_all
 
@@ -43,31 +47,33 @@ def test_answers_are_those_of_each_conversation_alone(model: SafeModel) -> None:
     assert [said[n] for n in range(4)] == texts_alone(model, 4)
 
 
-def test_conversations_speak_in_turn(model: SafeModel) -> None:
+def test_who_asked_first_is_first_and_nobody_twice_before_the_others(model: SafeModel) -> None:
     scheduler = model.scheduler(memory_mb=8)
-    ready, order = threading.Barrier(3), []
+    order: list[int] = []
 
     def talk(number: int) -> None:
-        events = scheduler.stream(scheduler.chat(), ASKED[0], max_tokens=30)
-        next(events)  # the verdict
-        ready.wait()
-        for event in events:
-            if isinstance(event, str):
+        chat = scheduler.chat()
+        stream = chat.stream
+
+        def recorded(*args: Any, **options: Any) -> Iterator[Event]:
+            # This runs while it is this conversation's turn.
+            for event in stream(*args, **options):
                 order.append(number)
+                yield event
+
+        chat.stream = recorded
+        for _ in scheduler.stream(chat, ASKED[0], max_tokens=10):
+            pass
 
     threads = [threading.Thread(target=talk, args=(n,)) for n in range(3)]
-    for thread in threads:
-        thread.start()
+    with scheduler._turns.take():
+        for asked, thread in enumerate(threads, 1):
+            thread.start()
+            while len(scheduler._turns._queue) <= asked:
+                time.sleep(0.001)
     for thread in threads:
         thread.join()
-    # As long as all three have something to say none is far ahead.
-    counts, leads = [0, 0, 0], []
-    last = min(len(order) - order[::-1].index(n) for n in range(3))
-    for number in order[:last]:
-        counts[number] += 1
-        leads.append(max(counts) - min(counts))
-    assert min(counts) > 5
-    assert max(leads[3:]) <= 4
+    assert order[:3] == [0, 1, 2]
 
 
 def test_idle_conversations_give_up_their_memory_and_go_on_all_the_same(model: SafeModel) -> None:
