@@ -209,7 +209,7 @@ def _ended_at(judgements: Sequence[Judgement], unsafe: NDArray[np.bool_]) -> lis
     """Where rows were decided: at the early exit, at the gate, at full depth."""
     places = sorted(
         {(judgement.stage, judgement.layer) for judgement in judgements},
-        key=lambda place: math.inf if place[1] is None else place[1],
+        key=lambda place: (math.inf if place[1] is None else place[1], place[0]),
     )
     found: list[Ended] = []
     for stage, layer in places:

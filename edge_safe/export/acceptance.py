@@ -107,7 +107,8 @@ def measure_agreement(
         torch_calibration: The torch model's calibration of its first stage; it judges texts.
         early: That of its early exit, None without one.
     """
-    model = SafeModel.load(folder, accept_failed=True)
+    # The thresholds are what is tested, whatever policy the bundle comes with.
+    model = SafeModel.load(folder, accept_failed=True, policy=Policy())
     verdicts = [model.assess(row.prompt, images=row.images, audio=row.audio) for row in rows]
     unsafe = np.array([row.unsafe for row in rows])
     decided = np.array([verdict.decision is not Decision.ERROR for verdict in verdicts])

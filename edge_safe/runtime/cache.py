@@ -208,6 +208,10 @@ class GateColumns:
     def append(self, columns: Array) -> None:
         """Appends (1, 2, H, S, dk) columns."""
         self._make()
+        self._write(columns)
+
+    def _write(self, columns: Array) -> None:
+        """Appends behind ``length``."""
         end = self.length + columns.shape[3]
         if end > self._data.shape[3]:
             grown = np.zeros(
@@ -245,6 +249,12 @@ class GateColumns:
             for name in self._unmade[0]
         }
         made = self._columns_of(states)
-        self.length -= len(self._unmade)
+        if made.shape[3] != len(self._unmade):
+            raise ValueError(f"{len(self._unmade)} positions got {made.shape[3]} columns")
+        end, self.length = self.length, self.length - len(self._unmade)
+        try:
+            self._write(made)
+        finally:
+            # What could not be kept is still to be made.
+            self.length = end
         self._unmade = []
-        self.append(made)

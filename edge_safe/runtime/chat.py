@@ -63,6 +63,7 @@ class Chat:
         self._turns = found.turns
         self._pending = found.pending
         self._busy = threading.Lock()
+        self._released = False
 
     def send(
         self,
@@ -123,7 +124,8 @@ class Chat:
     @property
     def memory(self) -> int:
         """Bytes of keys and values that it holds."""
-        return self._state.size
+        kept = sum(t.columns.nbytes for t in self._turns if t.columns is not None)
+        return self._state.size + kept
 
     def bytes_needed(self, text: str, max_tokens: int, *, pictured: bool = False) -> int:
         """Bytes of keys and values that it holds after another turn, at most.
@@ -140,22 +142,26 @@ class Chat:
             messages.append(Message("user", [Untrusted(text)]))
             whole = positions(self._requests.builder.build(messages))
             refused = sum(t.columns.shape[3] for t in self._turns if t.columns is not None)
-            most = min(most, max(whole + refused, self._seen() + whole) + 1 + max_tokens)
+            if self._state.owed is not None:
+                refused += len(self._state.owed.inputs)
+            most = min(most, max(whole, self._seen()) + whole + refused + 1 + max_tokens)
         return self._state.size_of(most)
 
     def release(self) -> bool:
         """Gives up keys and values; the next turn computes and judges all of it anew.
 
         Returns:
-            Whether it did: a conversation that is answering keeps them.
+            Whether it did: a conversation that is answering keeps them, and so does one whose last
+            turn ended early and was not yet read to its end.
         """
         if not self._busy.acquire(blocking=False):
             return False
         try:
-            with Deadline(None) as deadline:
-                self._settle(deadline)
+            if self._state.owed is not None:
+                return False
             self._state.free()
-            self._restart()
+            self._pending = []
+            self._released = True
         finally:
             self._busy.release()
         return True
@@ -206,6 +212,13 @@ class Chat:
         if turn.ended:
             return
         turn.ended = True
+        try:
+            self._keep(turn)
+        finally:
+            self._busy.release()
+
+    def _keep(self, turn: _TurnUnderWay) -> None:
+        """What a turn leaves behind."""
         columns = self._state.columns
         decision = None if turn.verdict is None else turn.verdict.decision
         if turn.answer.opened:
@@ -222,10 +235,19 @@ class Chat:
             self._state.cache.truncate(turn.before[0])
             if columns is not None:
                 columns.truncate(turn.before[1])
-        self._busy.release()
+        elif decision is None:
+            # Interrupted before anybody saw a verdict: nothing of it is owed.
+            self._state.owed = None
 
     def _settle(self, deadline: Deadline) -> None:
-        """Shows the gate the rest of the last turn, where that was refused at the early exit."""
+        """Gives the gate what it has to see of earlier turns.
+
+        That is the rest of the last one, where it was refused at the early exit, and the refused
+        ones of a conversation that had given its memory up.
+        """
+        if self._released:
+            self._restart()
+            self._released = False
         columns = self._state.columns
         if self._state.owed is not None and columns is not None:
             seen = columns.length

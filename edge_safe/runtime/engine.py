@@ -26,7 +26,7 @@ from edge_safe.runtime.mapped import give_back
 from edge_safe.runtime.policy import STAGES, Policy, Stage
 from edge_safe.runtime.prefill import PREFILL, Span
 from edge_safe.runtime.prefix import Prefix, PrefixCache
-from edge_safe.runtime.session import Array, Session
+from edge_safe.runtime.session import Array, Session, open_sessions
 from edge_safe.runtime.state import Owed, State
 from edge_safe.runtime.verdict import Decision, Verdict
 
@@ -85,7 +85,9 @@ class Engine:
             BundleError: A graph is missing.
             IntegrityError: A file is not the one the manifest names.
         """
-        for name in self._names():
+        gated = self._manifest.safety.exit_layer is not None
+        # Opened at the second turn only, when it would be late to find it damaged.
+        for name in [*self._names(), *(["gate_columns"] if gated else [])]:
             self._bundle.check_graph(name)
 
     def load(self) -> None:
@@ -98,9 +100,10 @@ class Engine:
         """
         # ONNX Runtime packs the weights of a graph on one thread.
         with ThreadPoolExecutor(available_cores()) as pool:
-            for _ in pool.map(self._bundle.session, self._names()):
-                pass
-        give_back(self._bundle.folder)
+            opened = list(pool.map(self._bundle.session, self._names()))
+        # Pages go by their addresses: nobody else may be about to unmap some of this folder.
+        if open_sessions() == len(opened):
+            give_back(self._bundle.folder)
 
     def new_state(self) -> State:
         """An empty sequence.
@@ -176,7 +179,10 @@ class Engine:
         """
         stages = self.stages(policy)
         try:
+            deadline.check()
             self.settle(state, deadline)
+            if state.columns is not None and state.columns.length < state.cache.length:
+                raise GateError("the gate has seen less than the model")
         except GateError as error:
             return Judged(failed(error, stages[0], deadline))
         before = length, seen = state.lengths()

@@ -18,7 +18,9 @@ _DONTNEED = 4  # MADV_DONTNEED of Linux
 def give_back(folder: Path) -> int:
     """Drops the pages of private mappings of files in a folder that nobody has written to.
 
-    Does nothing but on Linux.
+    Does nothing but on Linux. A page that was written to is a copy of this process's own and would
+    be lost, so a mapping that has one, in memory or swapped out, is left alone. Nobody may unmap
+    files of this folder meanwhile.
 
     Returns:
         Bytes of these mappings.
@@ -33,14 +35,16 @@ def give_back(folder: Path) -> int:
     advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     inside = f" {folder.resolve()}/"
     total = first = end = 0
+    clean = False
     for line in lines:
         name, *rest = line.split(maxsplit=2)
         if "-" in name and not name.endswith(":"):
             # address perms offset device inode path
             ours = rest[0].endswith("p") and inside in line
             first, end = (int(number, 16) for number in name.split("-")) if ours else (0, 0)
-        # A page that was written to is a copy of this process's own, and would be lost.
-        elif name == "Anonymous:" and first and rest[0] == "0":
+        elif name == "Anonymous:":
+            clean = rest[0] == "0"
+        elif name == "Swap:" and first and clean and rest[0] == "0":
             failed = advise(first, end - first, _DONTNEED)
             total += 0 if failed else end - first
     return total

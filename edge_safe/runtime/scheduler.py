@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edge_safe.errors import GateError, PromptError
+from edge_safe.errors import GateError, PromptError, UsageError
 from edge_safe.runtime.chat import Chat
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.reply import Reply
@@ -98,6 +98,7 @@ class Scheduler:
         ends, is cancelled, or nobody asks for more of it.
 
         Raises:
+            UsageError: The conversation is already answering.
             PromptError: The turn needs more memory than all conversations may take.
         """
         settings = Sampling(**sampling)
@@ -125,32 +126,40 @@ class Scheduler:
         """The generator behind ``stream``."""
         end = math.inf if timeout is None else time.monotonic() + timeout
         admitted = self._wait(chat, needed, end, cancel)
-        left = None if timeout is None else max(0.0, end - time.monotonic())
-        events = chat.stream(
-            text,
-            images=images,
-            audio=audio,
-            # Without room there is no time for a verdict either, which fails closed.
-            timeout=left if admitted else 0.0,
-            cancel=cancel,
-            **sampling,
-        )
+        events: Iterator[Event] | None = None
         try:
             while True:
                 with self._turns.take():
+                    if events is None:
+                        left = None if timeout is None else max(0.0, end - time.monotonic())
+                        stopped = cancel is not None and cancel.is_set()
+                        events = chat.stream(
+                            text,
+                            images=images,
+                            audio=audio,
+                            # Without room there is no time for a verdict, which fails closed.
+                            timeout=left if admitted and not stopped else 0.0,
+                            cancel=cancel,
+                            **sampling,
+                        )
                     event = next(events, None)
                 if event is None:
                     return
                 yield event
         finally:
-            events.close()  # type: ignore[attr-defined]  # it is a generator
-            if admitted:
-                self._leave(chat)
+            try:
+                if events is not None:
+                    events.close()  # type: ignore[attr-defined]  # it is a generator
+            finally:
+                if admitted:
+                    self._leave(chat)
 
     def _wait(self, chat: Chat, needed: int, end: float, cancel: threading.Event | None) -> bool:
         """Reserves memory, first come, first served; False if it did not come in time."""
         ticket = object()
         with self._room:
+            if chat in self._reserved:
+                raise UsageError("This conversation is already answering; begin another one.")
             self._waiting.append(ticket)
             try:
                 while True:
@@ -170,7 +179,7 @@ class Scheduler:
 
     def _make_room(self, chat: Chat, needed: int) -> bool:
         """Whether a turn fits, after idle conversations gave up what it lacks."""
-        if chat in self._reserved:
+        if chat in self._reserved or needed + sum(self._reserved.values()) > self._budget:
             return False
         others = [one for one in self._idle if one is not chat and one not in self._reserved]
         for other in sorted(others, key=lambda one: self._idle[one]):
@@ -205,12 +214,14 @@ class _Turns:
     def take(self) -> Iterator[None]:
         """Waits for its turn; the next one's begins when the block ends."""
         ticket = object()
-        with self._changed:
-            self._queue.append(ticket)
-            self._changed.wait_for(lambda: self._queue[0] is ticket)
         try:
+            with self._changed:
+                self._queue.append(ticket)
+                self._changed.wait_for(lambda: self._queue[0] is ticket)
             yield
         finally:
+            # Whoever is interrupted while waiting must not stand in the way of the others.
             with self._changed:
-                self._queue.popleft()
+                if ticket in self._queue:
+                    self._queue.remove(ticket)
                 self._changed.notify_all()

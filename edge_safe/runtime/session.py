@@ -97,6 +97,16 @@ class Abort:
         self.options.terminate = True
 
 
+_counting = threading.RLock()
+_open: list[int] = []
+
+
+def open_sessions() -> int:
+    """How many graphs of this process are open, or being opened or closed."""
+    with _counting:
+        return len(_open)
+
+
 class Session:
     """One opened graph.
 
@@ -124,6 +134,8 @@ class Session:
             ProviderError: The provider is unknown, not installed, or did not start.
             BundleError: The graph cannot be opened.
         """
+        with _counting:
+            _open.append(id(self))
         name = provider_name(provider)
         options = ort.SessionOptions()
         options.log_severity_level = WARNINGS_ONLY
@@ -174,6 +186,13 @@ class Session:
         names = self.outputs if outputs is None else list(outputs)
         values = self._session.run(names, dict(feeds), abort.options if abort else None)
         return dict(zip(names, values, strict=True))
+
+    def __del__(self) -> None:
+        """Unmaps the weights before it counts as closed."""
+        self.__dict__.pop("_session", None)
+        with _counting:
+            if id(self) in _open:
+                _open.remove(id(self))
 
     def binding(self) -> Binding:
         """A set of bound buffers for repeated runs; one per thread."""

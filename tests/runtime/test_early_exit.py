@@ -181,6 +181,28 @@ def test_decoded_tokens_have_the_columns_of_tokens_that_were_read(early_folder: 
     np.testing.assert_allclose(state.columns.view(), whole.columns.view()[:, :, :, :8], atol=1e-5)
 
 
+def test_columns_that_could_not_be_made_are_still_owed(early_folder: Path) -> None:
+    engine = Engine(open_bundle(early_folder, threads=1))
+    state = engine.new_state()
+    never = Policy(thresholds={"gate": 1.0})
+    engine.open(engine.judge(engine.embed([7, 8, 9]), state, never, Deadline(None)), state)
+    step = engine.stepper(state)
+    for token in (12, 13):
+        step(token)
+    columns = state.columns
+    assert columns is not None
+    make, columns._columns_of = columns._columns_of, _no_memory
+    judged = engine.judge(engine.embed([5, 6]), state, never, Deadline(None))
+    assert judged.verdict.decision is Decision.ERROR
+    columns._columns_of = make
+    assert columns.length == state.cache.length == 6
+    assert columns.view().shape[3] == 6
+
+
+def _no_memory(states: object) -> np.ndarray:
+    raise MemoryError
+
+
 def test_bytes_and_multiplications_count_what_stands_behind_the_exit(
     bundle_folder: Path, early_folder: Path
 ) -> None:

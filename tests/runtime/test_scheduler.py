@@ -162,3 +162,44 @@ def test_the_policy_of_a_bundle_holds(bundle_folder: Path) -> None:
     strict = model.with_policy(Policy(thresholds={"gate": 0.0}, refusals={"en": "No."}))
     assert strict.scheduler().send(strict.chat(), ASKED[0]).refusal == "No."
     assert scheduler.send(scheduler.chat(), ASKED[0], max_tokens=2).refusal is None
+
+
+def test_a_conversation_that_is_answering_takes_no_second_turn(model: SafeModel) -> None:
+    scheduler = model.scheduler(memory_mb=8)
+    chat = scheduler.chat()
+    first = scheduler.stream(chat, ASKED[0], max_tokens=5)
+    next(first)
+    with pytest.raises(UsageError, match="already answering"):
+        scheduler.send(chat, ASKED[1], max_tokens=5)
+    assert isinstance(list(first)[-1], Reply)
+
+
+def test_who_is_interrupted_while_waiting_stands_in_nobody_s_way(
+    model: SafeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = model.scheduler(memory_mb=8)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler._turns._changed, "wait_for", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scheduler.send(scheduler.chat(), ASKED[0], max_tokens=2)
+    reply = scheduler.send(scheduler.chat(), ASKED[0], max_tokens=2)
+    assert reply.verdict.decision is Decision.ALLOW
+
+
+def test_time_that_is_waited_for_a_turn_counts(model: SafeModel) -> None:
+    scheduler = model.scheduler(memory_mb=8)
+    found: list[Reply] = []
+
+    def talk() -> None:
+        found.append(scheduler.send(scheduler.chat(), ASKED[0], max_tokens=2, timeout=0.05))
+
+    with scheduler._turns.take():
+        thread = threading.Thread(target=talk)
+        thread.start()
+        time.sleep(0.2)
+    thread.join()
+    assert found[0].verdict.decision is Decision.ERROR
