@@ -175,6 +175,8 @@ def _interrupt_sets(cancel: threading.Event) -> Iterator[None]:
     """While it lasts, Ctrl-C cancels the answer instead of ending the program."""
 
     def handler(number: int, frame: FrameType | None) -> None:
+        # An Event's lock is not reentrant: a second Ctrl-C within set() would wait for the first.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         cancel.set()
 
     previous = signal.signal(signal.SIGINT, handler)

@@ -81,6 +81,32 @@ def test_ctrl_c_cancels_the_answer_and_not_the_program(tiny_bundle: Path, allow:
     assert b"ended by cancelled" in errors
 
 
+TWICE = """
+import os, signal, threading, time
+from edge_safe.cli.chat import _interrupt_sets
+
+class Slow(threading.Event):
+    def set(self):
+        with self._cond:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+        super().set()
+
+cancel = Slow()
+with _interrupt_sets(cancel):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.05)
+print(cancel.is_set())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to one process")
+def test_a_second_ctrl_c_does_not_wait_for_the_first() -> None:
+    command = [sys.executable, "-c", TWICE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.stdout.strip(), done.returncode) == ("True", 0), done.stderr
+
+
 def test_a_conversation_goes_on_from_its_file(talk, tmp_path: Path) -> None:
     file = tmp_path / "talk"
     first = talk("Hello.", options=("--json", "--conversation", str(file)))
