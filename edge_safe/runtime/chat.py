@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_safe.errors import GateError, UsageError
+from edge_safe.errors import UsageError
 from edge_safe.runtime import saved_chat
 from edge_safe.runtime.answer import Answer
 from edge_safe.runtime.calibration import way_in
@@ -23,7 +23,7 @@ from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.prompt import Message, check_not_empty, positions
 from edge_safe.runtime.reply import Reply
-from edge_safe.runtime.request import Event, Prompt, Requests
+from edge_safe.runtime.request import Event, Prompt, Requests, last_reply
 from edge_safe.runtime.sampler import Sampling, SamplingSettings
 from edge_safe.runtime.saved_chat import Conversation, Turn
 from edge_safe.runtime.tokens import Untrusted
@@ -80,14 +80,10 @@ class Chat:
         Raises:
             UsageError: Another thread is using this conversation.
         """
-        reply = None
-        for event in self.stream(
+        events = self.stream(
             text, images=images, audio=audio, timeout=timeout, cancel=cancel, **sampling
-        ):
-            reply = event
-        if not isinstance(reply, Reply):
-            raise GateError("the turn ended without a reply")
-        return reply
+        )
+        return last_reply(events)
 
     def stream(
         self,

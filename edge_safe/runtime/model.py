@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_safe.errors import BundleError, GateError, PromptError, UsageError
+from edge_safe.errors import BundleError, PromptError, UsageError
 from edge_safe.runtime.answer import Answer
 from edge_safe.runtime.batch import Assessment, AssessRequest, Batches
 from edge_safe.runtime.bundle import Bundle, open_bundle
@@ -33,7 +33,7 @@ from edge_safe.runtime.prompt import (
     token_ids,
 )
 from edge_safe.runtime.reply import Reply
-from edge_safe.runtime.request import Event, Prompt, Requests
+from edge_safe.runtime.request import Event, Prompt, Requests, last_reply
 from edge_safe.runtime.sampler import Sampling, SamplingSettings
 from edge_safe.runtime.scheduler import Scheduler
 from edge_safe.runtime.session import Array
@@ -207,8 +207,7 @@ class SafeModel:
             MediaError: A picture or sound cannot be used.
             UsageError: A sampling setting is out of range.
         """
-        reply = None
-        for event in self.stream(
+        events = self.stream(
             prompt,
             images=images,
             audio=audio,
@@ -216,11 +215,8 @@ class SafeModel:
             timeout=timeout,
             cancel=cancel,
             **sampling,
-        ):
-            reply = event
-        if not isinstance(reply, Reply):
-            raise GateError("the request ended without a reply")
-        return reply
+        )
+        return last_reply(events)
 
     def stream(
         self,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -302,6 +303,18 @@ class Requests:
                 total_ms=(time.perf_counter() - started) * 1000.0,
             ),
         )
+
+
+def last_reply(events: Iterable[Event]) -> Reply:
+    """Takes a stream to its end.
+
+    Raises:
+        GateError: It ended without a reply.
+    """
+    last = deque(events, maxlen=1)
+    if not last or not isinstance(last[0], Reply):
+        raise GateError("the request ended without a reply")
+    return last[0]
 
 
 def find_spans(arrays: Sequence[Encoded], bidirectional: Bidirectional) -> list[Span]:

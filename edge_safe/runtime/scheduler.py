@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edge_safe.errors import GateError, PromptError, UsageError
+from edge_safe.errors import PromptError, UsageError
 from edge_safe.runtime.chat import Chat
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.reply import Reply
-from edge_safe.runtime.request import Event, Requests
+from edge_safe.runtime.request import Event, Requests, last_reply
 from edge_safe.runtime.sampler import Sampling, SamplingSettings
 
 if TYPE_CHECKING:
@@ -71,14 +71,10 @@ class Scheduler:
         **sampling: Unpack[SamplingSettings],
     ) -> Reply:
         """Says something and waits for the reply; see ``stream``."""
-        reply = None
-        for event in self.stream(
+        events = self.stream(
             chat, text, images=images, audio=audio, timeout=timeout, cancel=cancel, **sampling
-        ):
-            reply = event
-        if not isinstance(reply, Reply):
-            raise GateError("the turn ended without a reply")
-        return reply
+        )
+        return last_reply(events)
 
     def stream(
         self,
