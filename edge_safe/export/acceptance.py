@@ -108,7 +108,7 @@ def measure_agreement(
         early: That of its early exit, None without one.
     """
     # The thresholds are what is tested, whatever policy the bundle comes with.
-    model = SafeModel.load(folder, accept_failed=True, policy=Policy())
+    model = SafeModel.load(folder, provider="cpu", accept_failed=True, policy=Policy())
     verdicts = [model.assess(row.prompt, images=row.images, audio=row.audio) for row in rows]
     unsafe = np.array([row.unsafe for row in rows])
     decided = np.array([verdict.decision is not Decision.ERROR for verdict in verdicts])

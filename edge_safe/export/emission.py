@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,6 +13,7 @@ from edge_safe.export.activations import Activations
 from edge_safe.export.cache_format import CacheFormat
 from edge_safe.export.clock import Clock
 from edge_safe.export.families.base import Emission, Opened
+from edge_safe.export.graphs.cut_gate import early_graph, late_graph
 from edge_safe.export.graphs.decoder import (
     ModelWeights,
     columns_graph,
@@ -31,6 +33,9 @@ from edge_safe.export.reference import Reference
 from edge_safe.export.report import HELD, STREAMED, MatrixRecord, Parity
 from edge_safe.export.safety_plan import SafetyPlan
 from edge_safe.export.scaling import balanced, least_error, scaled_source
+from edge_safe.export.tensorrt.folder import lower_folder
+from edge_safe.export.tensorrt.releases import Release
+from edge_safe.runtime.manifest import LATE
 from edge_safe.runtime.prefill import PREFILL
 
 WEIGHTS_FILE = "weights.onnx.data"
@@ -44,11 +49,13 @@ class Form:
         precision: Of the matrices.
         cache: Of keys and values.
         seen: What flows through the torch model; None where neither asks for it.
+        release: The TensorRT that reads the graphs; None for ONNX Runtime's own operators.
     """
 
     precision: Precision
     cache: CacheFormat
     seen: Activations | None
+    release: Release | None = None
 
     @property
     def exact(self) -> bool:
@@ -59,7 +66,27 @@ class Form:
 def emit(
     folder: Path, opened: Opened, plan: SafetyPlan, form: Form, clock: Clock
 ) -> list[MatrixRecord]:
-    """Writes the weights file and all graphs."""
+    """Writes the weights files and all graphs."""
+    if form.release is None:
+        return _emit(folder, opened, plan, form, form.cache, clock)
+    # Made as for the CPU, without conditions, then written again in standard operators.
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        records = _emit(Path(scratch), opened, plan, form, "fp32", clock)
+        with clock.step("lower") as share:
+            lower_folder(
+                Path(scratch), folder, form.release, half=not form.precision.exact, progress=share
+            )
+    return records
+
+
+def _emit(
+    folder: Path,
+    opened: Opened,
+    plan: SafetyPlan,
+    form: Form,
+    cache: CacheFormat,
+    clock: Clock,
+) -> list[MatrixRecord]:
     spec, precision = opened.spec, form.precision
     tensor = opened.tensor
     smoothed = None
@@ -78,11 +105,14 @@ def emit(
                 plan.exit_layer,
                 opened.lattice if precision.imported else None,
                 None if form.seen is None else form.seen.caches,
-                form.cache,
+                cache,
                 smoothed,
             )
         embedding_graph(weights, spec).save(folder / "embed_tokens.onnx")
-        _save_graphs(folder, weights, spec, plan, store, precision.gate, "")
+        if form.release is not None:
+            _save_cut_graphs(folder, weights, spec, plan, store, precision.gate)
+        else:
+            _save_graphs(folder, weights, spec, plan, store, precision.gate, "")
         if weights.prefill:
             prefill = weights.for_prefill()
             _save_graphs(folder, prefill, spec, plan, store, precision.gate, PREFILL)
@@ -122,6 +152,28 @@ def _save_graphs(
         weights, spec, plan.exit_layer, plan.final, store, answers=suffix != PREFILL
     )
     decoder.save(folder / f"decoder{suffix}.onnx")
+
+
+def _save_cut_graphs(
+    folder: Path,
+    weights: ModelWeights,
+    spec: DecoderSpec,
+    plan: SafetyPlan,
+    store: WeightStore,
+    form: MatrixFormat,
+) -> None:
+    """Writes gate and decoder so that no run depends on a condition inside a graph."""
+    if plan.exit_layer is not None and plan.head is not None:
+        if plan.early is None:
+            gate = gate_graph(weights, spec, plan.exit_layer, plan.head, store, form)
+        else:
+            early = plan.early.head
+            gate = early_graph(weights, spec, early, plan.head, store, form)
+            late = late_graph(weights, spec, plan.exit_layer, early, plan.head, store, form)
+            late.save(folder / f"gate{LATE}.onnx")
+        gate.save(folder / "gate.onnx")
+    decoder = decoder_graph(weights, spec, plan.exit_layer, plan.final, store)
+    decoder.save(folder / "decoder.onnx")
 
 
 def compare_with_torch(

@@ -17,6 +17,7 @@ from edge_safe.export.activations import CacheReach
 from edge_safe.export.cache_format import CacheFormat, cache_scales
 from edge_safe.export.graphs.spec import DecoderSpec
 from edge_safe.runtime.gate import EARLY_VERDICT
+from edge_safe.runtime.manifest import CAPACITY, LATE
 from edge_safe.runtime.prefill import ATTENTION_END, DEEPSTACK, EARLY_BOUND, PREFILL, Span
 from edge_safe.runtime.session import Session
 
@@ -79,8 +80,12 @@ class LanguageGraphs:
         self._embed = Session(folder / "embed_tokens.onnx", threads=1)
         gated = exit_layer is not None
         self._gate = Session(folder / "gate.onnx", threads=1) if gated else None
-        self._columns = Session(folder / "gate_columns.onnx", threads=1) if gated else None
+        self._late = _opened(folder / f"gate{LATE}.onnx")
+        self._columns = _opened(folder / "gate_columns.onnx")
         self._decoder = Session(folder / "decoder.onnx", threads=1)
+        # Caches whose places a graph needs all at once: those of new positions are added first.
+        first = f"past_key_values.{self._decoder.layers.start}.key"
+        self._whole_caches = self._decoder.shape(first)[2] == CAPACITY
         self._prefill_gate, self._prefill_decoder = self._gate, self._decoder
         if (folder / f"decoder{PREFILL}.onnx").exists():
             if gated:
@@ -151,7 +156,10 @@ class LanguageGraphs:
         if gate is not None and self.exit_layer is not None and cache.gate is not None:
             layers = range(self.exit_layer)
             feeds = {"inputs_embeds": embeds, "gate_past": cache.gate, **common}
-            found = _run(gate, feeds | _past(cache, layers))
+            feeds |= self._past(cache, layers, mask)
+            found = _run(gate, feeds)
+            if self._late is not None:
+                found |= _run(self._late, feeds | found)
             states, verdict = found["hidden_states"], found["verdict_logits"]
             early = found.get(EARLY_VERDICT)
             gate_cache = found["gate_present"]
@@ -162,7 +170,7 @@ class LanguageGraphs:
         layers = range(self.exit_layer or 0, self.spec.layers)
         source = "inputs_embeds" if gate is None else "hidden_states"
         feeds = {source: states, **common}
-        found = _run(decoder, feeds | _past(cache, layers))
+        found = _run(decoder, feeds | self._past(cache, layers, mask))
         presents += _present(found, layers)
         grown = Cache(tuple(presents), gate_cache)
         if "logits" in found:
@@ -177,6 +185,16 @@ class LanguageGraphs:
             logits[:, 0],
             grown,
         )
+
+    def _past(self, cache: Cache, layers: range, mask: Array) -> dict[str, Array]:
+        past = _past(cache, layers)
+        if not self._whole_caches:
+            return past
+        count = mask.shape[1]
+        return {
+            name: np.pad(value, [(0, 0), (0, 0), (0, count - value.shape[2]), (0, 0)])
+            for name, value in past.items()
+        }
 
     def _slot_logits(
         self, feeds: dict[str, Array], source: str, present: dict[str, Array]
@@ -206,6 +224,11 @@ class LanguageGraphs:
             last = mask.sum(1, keepdims=True) - 2
             ends = np.maximum(ends, last)
         return ends
+
+
+def _opened(path: Path) -> Session | None:
+    """A graph that not every bundle has."""
+    return Session(path, threads=1) if path.exists() else None
 
 
 def _run(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:

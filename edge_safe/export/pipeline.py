@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -41,6 +42,9 @@ from edge_safe.export.safety_plan import (
     plan_from_tokens,
 )
 from edge_safe.export.targets import Target, target_named
+from edge_safe.export.tensorrt.precisions import PRECISIONS as TENSORRT
+from edge_safe.export.tensorrt.precisions import tensorrt_precision
+from edge_safe.export.tensorrt.releases import RELEASES, Release, release_for
 from edge_safe.models.prompts import Message, PromptEncoder
 from edge_safe.runtime import manifest as schema
 from edge_safe.runtime.policy import Policy, load_policy
@@ -98,6 +102,7 @@ def export_bundle(
     safe_token: str | None = None,
     unsafe_token: str | None = None,
     policy: Path | None = None,
+    release: str | None = None,
     progress: Progress = lambda step, share: None,
 ) -> ExportReport:
     """Turns a checkpoint folder into a bundle, or leaves everything as it was.
@@ -124,6 +129,7 @@ def export_bundle(
         safe_token: With ``unsafe_token``, for a model that was only fine-tuned to emit the two.
         unsafe_token: The other one.
         policy: The policy file that the bundle comes with.
+        release: Which TensorRT reads the bundle; None for the oldest that reads the precision.
         progress: Told the step and the share of it that is done.
 
     Returns:
@@ -140,10 +146,11 @@ def export_bundle(
     own_policy = Policy() if policy is None else load_policy(policy)
     source, out = Path(source), Path(out)
     made_for = target_named(target)
-    row = precision_named("int4" if precision == "auto" else precision, embedding, lm_head)
-    if precision == "auto" and (embedding or lm_head):
-        raise UsageError("Precision auto chooses all formats; leave embedding and lm_head out.")
-    cache = cache_format_named(kv_cache)
+    if made_for.tensorrt:
+        forms = _tensorrt_forms(made_for.name, precision, release, [embedding, lm_head], kv_cache)
+    else:
+        forms = [_form(made_for, precision, embedding, lm_head, kv_cache, release)]
+    row, cache = forms[0].precision, forms[0].cache
     if row.scaled and calibration is None:
         raise UsageError(f"Precision {row.name} needs --calibration FILE: texts to look at.")
     only_tokens = check_tokens(source, safe_token, unsafe_token)
@@ -194,10 +201,11 @@ def export_bundle(
         if row.scaled or row.smoothed or cache == "int8":
             with clock.step("look at activations"):
                 seen = observe(opened.language, opened.spec, _prompts(job))
-        if precision == "auto":
-            report = _search(job, Form(row, cache, seen))
+        forms = [replace(form, seen=seen) for form in forms]
+        if precision == "auto" and not made_for.tensorrt:
+            report = _search(job, forms[0])
         else:
-            report = _attempt(job, Form(row, cache, seen))
+            report = _first_accepted(job, forms)
         accepted = report.accepted
         if not accepted.passed and not allow_unaccepted:
             raise ExportError(
@@ -205,6 +213,65 @@ def export_bundle(
                 "Nothing was written. Choose another precision, or ask for --allow-unaccepted to "
                 "write it marked as failed."
             )
+    return report
+
+
+def _form(
+    target: Target,
+    precision: str,
+    embedding: str | None,
+    lm_head: str | None,
+    cache: str,
+    release: str | None,
+) -> Form:
+    """What is asked for of ONNX Runtime's own operators."""
+    if release is not None:
+        raise UsageError("A release is TensorRT's; leave it out, or choose --target tensorrt.")
+    if precision == "auto" and (embedding or lm_head):
+        raise UsageError("Precision auto chooses all formats; leave embedding and lm_head out.")
+    row = precision_named("int4" if precision == "auto" else precision, embedding, lm_head)
+    if target.half_caches:
+        if cache == "int8" or row.smoothed:
+            raise ExportError(
+                f"Provider {target.name} has no kernel for "
+                f"{'a cache in int8' if cache == 'int8' else f'the products of {row.name}'}; "
+                "choose another."
+            )
+        cache = "fp16"
+    return Form(row, cache_format_named(cache), None)
+
+
+def _tensorrt_forms(
+    target: str, precision: str, release: str | None, tables: Sequence[str | None], cache: str
+) -> list[Form]:
+    """What is asked for of TensorRT; with ``auto`` all it reads, the smallest first."""
+    if any(tables) or cache != "fp32":
+        raise UsageError(
+            "For TensorRT the precision says what embedding, lm_head and caches are kept as; leave "
+            "--embedding, --lm-head and --kv-cache out."
+        )
+    if precision == "auto":
+        read = release_for(target, "fp16", release)
+        newest = [row for row in RELEASES.values() if row.target == target][-1]
+        chosen = newest if release is None else read
+        names = [name for name in TENSORRT if name in chosen.precisions and name != "fp32"]
+        return [_tensorrt_form(name, chosen) for name in names]
+    return [_tensorrt_form(precision, release_for(target, precision, release))]
+
+
+def _tensorrt_form(name: str, release: Release) -> Form:
+    row = tensorrt_precision(name)
+    return Form(row, "fp32" if row.exact else "fp16", None, release)
+
+
+def _first_accepted(job: Job, forms: Sequence[Form]) -> ExportReport:
+    """Builds one after the other until one is accepted; the last one otherwise."""
+    for number, form in enumerate(forms):
+        if number:
+            _empty(job.folder)
+        report = _attempt(job, form)
+        if report.accepted.passed:
+            break
     return report
 
 
@@ -344,6 +411,8 @@ def _command(job: Job, form: Form) -> str:
         f"edge-safe export {job.source.resolve().name} --out {job.out.name}",
         f"--target {job.target.name} --precision {job.command} --exit-layer {layer}",
     ]
-    if form.cache != "fp32":
+    if form.release is not None:
+        words.append(f"--release {form.release.name}")
+    elif form.cache != "fp32":
         words.append(f"--kv-cache {form.cache}")
     return " ".join(words)

@@ -30,24 +30,39 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One row of the table."""
+    """One row of the table.
+
+    Attributes:
+        name: What ``--target`` says.
+        bounds: What its bundles may lose.
+        half_caches: Whether its attention kernel takes keys and values in 16 bits alone.
+        tensorrt: Whether graphs are written in standard operators, for TensorRT's parser.
+    """
 
     name: str
     bounds: Bounds
+    tensorrt: bool = False
+    half_caches: bool = False
 
 
-TARGETS = {row.name: row for row in (Target("cpu", Bounds()), Target("cuda", Bounds()))}
+TARGETS = {
+    row.name: row
+    for row in (
+        Target("cpu", Bounds()),
+        Target("cuda", Bounds(), half_caches=True),
+        Target("tensorrt", Bounds(agreement=0.99), tensorrt=True),
+        Target("tensorrt-rtx", Bounds(agreement=0.99), tensorrt=True),
+    )
+}
 
 
 def target_named(name: str) -> Target:
     """Finds a target.
 
     Raises:
-        ExportError: It is unknown or not built yet.
+        ExportError: It is unknown.
     """
     known = ", ".join(TARGETS)
-    if name.startswith("tensorrt"):
-        raise ExportError(f"Target {name!r} is not built yet in this version; targets: {known}.")
     if name not in TARGETS:
         raise ExportError(f"There is no target {name!r}; targets: {known}.")
     return TARGETS[name]

@@ -15,6 +15,9 @@ from edge_safe.runtime.external_data import external_files
 from edge_safe.runtime.manifest import Manifest, confine, load_manifest
 from edge_safe.runtime.session import Session, provider_name
 
+ON_THE_HOST = ("embed_tokens",)
+"""Graphs that run on the CPU whatever the provider."""
+
 # Reading and hashing a block lets other threads run Python; between blocks it waits for them.
 _HASH_BLOCK = 1 << 28
 
@@ -138,7 +141,9 @@ class Bundle:
         profile = None
         if self._profile_folder is not None:
             profile = str(self._profile_folder / graph)
-        return Session(path, self.provider, self._threads, profile)
+        # Looking up rows is the host's work: words and media are joined there.
+        provider = "cpu" if graph in ON_THE_HOST else self.provider
+        return Session(path, provider, self._threads, profile)
 
     def _check(self, name: str, path: Path) -> None:
         """Compares a file with its entry in the manifest."""

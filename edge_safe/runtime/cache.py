@@ -36,6 +36,7 @@ class KeyValueCache:
         # positions forgets that too.
         self._lags: list[tuple[int, int]] = []
         self._limit = manifest.model.context_length
+        self._whole = manifest.whole_caches
         self._layers = manifest.model.layers
         self._shape = (manifest.model.kv_heads, manifest.model.head_dim)
         self._dtype = dtype
@@ -53,10 +54,10 @@ class KeyValueCache:
         self.length = self.capacity = 0
         self._lags, self._buffers = [], []
 
-    def nothing(self) -> Array:
-        """(1, kv_heads, 0, head_dim), a cache without positions."""
+    def nothing(self, length: int) -> Array:
+        """A cache without positions: (1, kv_heads, 0, head_dim), or with places for ``length``."""
         heads, width = self._shape
-        return np.zeros((1, heads, 0, width), self._dtype)
+        return np.zeros((1, heads, length if self._whole else 0, width), self._dtype)
 
     def reserve(self, length: int) -> bool:
         """Makes room for ``length`` positions.

@@ -11,15 +11,15 @@ import numpy as np
 
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.gate import EARLY_VERDICT, Gate, states_left
+from edge_safe.runtime.gate import EARLY_PRESENT, EARLY_VERDICT, Gate, states_left
 from edge_safe.runtime.inputs import Inputs
 from edge_safe.runtime.manifest import ModelInfo
 from edge_safe.runtime.prefill import (
     ATTENTION_END,
     DEEPSTACK,
     EARLY_BOUND,
+    Chunk,
     Span,
-    bind_part,
     chunks,
     position_ids,
 )
@@ -71,7 +71,7 @@ class Decoder:
             if deadline is not None:
                 deadline.check()
             logits[:] = verdict[:] = np.nan
-            binding = bind_part(self._prefill, self.source, cache, inputs, start, end, spans)
+            binding = Chunk(inputs, start, end, spans).bind(self._prefill, self.source, cache)
             cache.bind(binding, self.layers)
             if "logits" in self._prefill.outputs:
                 binding.output("logits", logits)
@@ -91,7 +91,7 @@ class Decoder:
         """
         logits = np.full((1, 1, self.vocab_size), np.nan, np.float32)
         total = len(inputs)
-        binding = bind_part(self.session, self.source, cache, inputs, total - 1, total)
+        binding = Chunk(inputs, total - 1, total).bind(self.session, self.source, cache)
         cache.bind(binding, self.layers)
         binding.output("logits", logits)
         binding.output("verdict_logits", np.empty((1, 2), np.float32))
@@ -130,27 +130,45 @@ class Stepper:
         self._embed.input("input_ids", self._token)
         self._embed.output("inputs_embeds", embeds)
         self._stages: list[tuple[Binding, range]] = []
-        sessions = [decoder.session]
+        sessions = []
         self._left: dict[str, Array] = {}
+        self._column: Array | None = None
         states = embeds
         if gate is not None and columns is not None:
             states = np.empty((1, 1, width), np.float32)
             empty = columns.empty()
-            others = states_left(gate.session, width)
-            self._left = others | {"hidden_states": states}
-            sessions.insert(0, gate.session)
+            present = np.empty(
+                (*empty.shape[:3], int(gate.own_columns), empty.shape[4]), np.float32
+            )
+            handed = states_left(gate.session, width)
+            self._left = handed | {"hidden_states": states}
             binding = gate.session.binding()
             binding.input("inputs_embeds", embeds)
-            binding.input("gate_past", empty)
-            binding.output("gate_present", np.empty_like(empty))
-            for name, value in others.items():
+            for name, value in handed.items():
                 binding.output(name, value)
+            if EARLY_VERDICT in gate.session.outputs:
+                binding.output(EARLY_VERDICT, np.empty((1, 2), np.float32))
+            if EARLY_BOUND in gate.session.inputs:
+                binding.input(EARLY_BOUND, np.full(1, np.inf, np.float32))
+            if gate.late is not None:
+                binding.input("gate_past", empty)
+                heads = gate.session.shape(EARLY_PRESENT)[2]
+                handed[EARLY_PRESENT] = np.empty((1, 2, heads, *present.shape[3:]), np.float32)
+                binding.output(EARLY_PRESENT, handed[EARLY_PRESENT])
+                sessions.append(gate.session)
+                self._stages.append((binding, gate.session.layers))
+                binding = gate.late.binding()
+                for name, value in handed.items():
+                    binding.input(name, value)
+            binding.input("gate_past", empty)
+            binding.output("gate_present", present)
             binding.output("hidden_states", states)
             binding.output("verdict_logits", verdict)
-            if EARLY_VERDICT in gate.session.outputs:
-                binding.input(EARLY_BOUND, np.full(1, np.inf, np.float32))
-                binding.output(EARLY_VERDICT, np.empty((1, 2), np.float32))
-            self._stages.append((binding, gate.layers))
+            last = gate.late or gate.session
+            sessions.append(last)
+            self._stages.append((binding, last.layers))
+            self._column = present if gate.own_columns else None
+        sessions.append(decoder.session)
         binding = decoder.session.binding()
         binding.input(decoder.source, states)
         binding.output("logits", self._logits)
@@ -186,7 +204,9 @@ class Stepper:
             binding.input("attention_mask", mask)
             binding.run()
         cache.extend(1, 1)
-        if self._columns is not None:
+        if self._columns is not None and self._column is not None:
+            self._columns.append(self._column)
+        elif self._columns is not None:
             self._columns.defer(self._left)
         logits: Array = self._logits[0, 0]
         return logits

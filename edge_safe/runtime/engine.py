@@ -22,6 +22,7 @@ from edge_safe.runtime.decoder import Decoder, Stepper
 from edge_safe.runtime.early_exit import EarlyThreshold
 from edge_safe.runtime.gate import Gate, judge
 from edge_safe.runtime.inputs import Inputs, in_a_row, join
+from edge_safe.runtime.manifest import LATE
 from edge_safe.runtime.mapped import give_back
 from edge_safe.runtime.policy import STAGES, Policy, Stage
 from edge_safe.runtime.prefill import PREFILL, Span
@@ -85,9 +86,9 @@ class Engine:
             BundleError: A graph is missing.
             IntegrityError: A file is not the one the manifest names.
         """
-        gated = self._manifest.safety.exit_layer is not None
-        # Opened at the second turn only, when it would be late to find it damaged.
-        for name in [*self._names(), *(["gate_columns"] if gated else [])]:
+        # Some are opened at the second turn only, when it would be late to find them damaged.
+        later = [name for name in ("gate_columns",) if name in self._manifest.graphs]
+        for name in [*self._names(), *later]:
             self._bundle.check_graph(name)
 
     def load(self) -> None:
@@ -116,7 +117,7 @@ class Engine:
         first = manifest.graphs["decoder" if manifest.safety.exit_layer in (None, 0) else "gate"]
         dtypes = [t.dtype for t in first.inputs if t.name.startswith("past_key_values.")]
         dtype = np.dtype(_DTYPES[dtypes[0]]) if dtypes else np.dtype(np.float32)
-        device = self._bundle.session("embed_tokens").device
+        device = self._bundle.session("decoder").device
         return State(
             KeyValueCache(manifest, dtype, device),
             None
@@ -260,7 +261,7 @@ class Engine:
         try:
             logits, early_logits = gate.judge_together(
                 [join([inputs, slot]) for inputs, _ in prompts],
-                state.cache.nothing(),
+                state.cache.nothing(1 + max(len(inputs) for inputs, _ in prompts)),
                 state.columns.empty(),
                 [one.bound for one in early],
                 deadline,
@@ -414,7 +415,12 @@ class Engine:
     def _names(self) -> list[str]:
         """The language model's graphs."""
         names = ["decoder"] if self._manifest.safety.exit_layer is None else ["gate", "decoder"]
-        names += [name + PREFILL for name in names if name + PREFILL in self._manifest.graphs]
+        names += [
+            name + ending
+            for name in names
+            for ending in (PREFILL, LATE)
+            if name + ending in self._manifest.graphs
+        ]
         return ["embed_tokens", *names]
 
     def _gate(self) -> Gate | None:
@@ -422,7 +428,14 @@ class Engine:
         layer = self._manifest.safety.exit_layer
         if layer is None:
             return None
-        return Gate(self._bundle.session("gate"), layer, self._prefill_session("gate"))
+        late = f"gate{LATE}"
+        return Gate(
+            self._bundle.session("gate"),
+            layer,
+            self._prefill_session("gate"),
+            self._bundle.session(late) if late in self._manifest.graphs else None,
+            own_columns=self._manifest.whole_caches,
+        )
 
     def _decoder(self) -> Decoder:
         """The decoder's graph, opened on first use."""

@@ -22,14 +22,15 @@ from edge_safe.runtime.prefill import (
     DEEPSTACK,
     EARLY_BOUND,
     STATES,
+    Chunk,
     Span,
-    bind_part,
     chunks,
 )
 from edge_safe.runtime.session import Array, Session
 from edge_safe.runtime.verdict import Decision, Verdict
 
 EARLY_VERDICT = "early_verdict_logits"
+EARLY_PRESENT = "early_present"
 
 # A prompt that the graph finds clear must be clear after the rounding of what follows, too.
 _MARGIN = 1e-3
@@ -57,11 +58,23 @@ class Gate:
         session: The graph that single tokens go through while decoding.
         exit_layer: Layer k.
         prefill: The graph that prompts go through.
+        late: Where that one ends at the early exit: the graph behind it, which ends at layer k.
+        own_columns: Whether single positions leave columns, and not states to make them of.
     """
 
-    def __init__(self, session: Session, exit_layer: int, prefill: Session) -> None:
+    def __init__(
+        self,
+        session: Session,
+        exit_layer: int,
+        prefill: Session,
+        late: Session | None = None,
+        *,
+        own_columns: bool = False,
+    ) -> None:
         self.session = session
+        self.late = late
         self.layers = range(exit_layer)
+        self.own_columns = own_columns
         self._prefill = prefill
 
     def prefill(
@@ -91,44 +104,75 @@ class Gate:
             GateError: The deadline passed.
         """
         total, width = inputs.rows.shape
-        early = np.empty((1, 2), np.float32) if EARLY_VERDICT in self._prefill.outputs else None
-        bound = np.empty(1, np.float32)
         states = np.empty((total, width), np.float32)
-        logits = np.empty((1, 2), np.float32)
+        verdicts = Verdicts(EARLY_VERDICT in self._prefill.outputs)
         for start, end in chunks(total, spans=spans):
             deadline.check()
-            hidden = np.empty((1, end - start, width), np.float32)
-            single = end - start == 1
-            past = columns.view()
-            # A single position leaves its states in place of columns.
-            new = 0 if single else end - start
-            shape = (*past.shape[:3], columns.length + new, past.shape[4])
-            left = states_left(self._prefill, width) if single else {}
-            present = np.empty(shape, np.float32)
-            logits[:] = np.nan
-            binding = bind_part(self._prefill, "inputs_embeds", cache, inputs, start, end, spans)
-            if early is not None:
-                # Only the last chunk has seen the whole prompt.
-                bound[:] = early_bound if end == total else math.inf
-                early[:] = np.nan
-                binding.input(EARLY_BOUND, bound)
-                binding.output(EARLY_VERDICT, early)
-            cache.bind(binding, self.layers)
-            binding.input("gate_past", past)
-            binding.output("gate_present", present)
-            binding.output("hidden_states", hidden)
-            binding.output("verdict_logits", logits)
-            for name, value in left.items():
-                binding.output(name, value)
-            binding.run(deadline.abort)
-            if early is not None and early[0, 0] - early[0, 1] >= bound[0]:
-                return Passage(None, logits, early)
+            # Only the last chunk has seen the whole prompt.
+            bound = early_bound if end == total else math.inf
+            chunk = Chunk(inputs, start, end, spans)
+            hidden = self._run_chunk(chunk, cache, columns, deadline, verdicts, bound)
+            if hidden is None:
+                return Passage(None, verdicts.late, verdicts.early)
             states[start:end] = hidden[0]
-            if single:
-                columns.defer(left | {"hidden_states": hidden})
-            else:
-                columns.append(present[:, :, :, columns.length :])
-        return Passage(inputs.with_rows(states), logits, early)
+        return Passage(inputs.with_rows(states), verdicts.late, verdicts.early)
+
+    def _run_chunk(
+        self,
+        chunk: Chunk,
+        cache: KeyValueCache,
+        columns: GateColumns,
+        deadline: Deadline,
+        verdicts: Verdicts,
+        bound: float,
+    ) -> Array | None:
+        """Reads one chunk; gives its (1, n, d) states, None where it ended at the early exit."""
+        count, width = len(chunk), chunk.inputs.rows.shape[1]
+        past = columns.view()
+        # A single position may leave its states in place of columns.
+        deferred = count == 1 and not self.own_columns
+        new = 0 if deferred else count
+        present = np.empty((*past.shape[:3], columns.length + new, past.shape[4]), np.float32)
+        verdicts.forget()
+        binding = chunk.bind(self._prefill, "inputs_embeds", cache)
+        binding.input("gate_past", past)
+        if verdicts.early is not None:
+            binding.output(EARLY_VERDICT, verdicts.early)
+        if self.late is not None:
+            # The early exit is the end of this graph: what is clear goes no further.
+            handed = states_left(self._prefill, width, count)
+            heads = self._prefill.shape(EARLY_PRESENT)[2]
+            handed[EARLY_PRESENT] = np.empty((1, 2, heads, *present.shape[3:]), np.float32)
+            for name, value in handed.items():
+                binding.output(name, value)
+            cache.bind(binding, self._prefill.layers)
+            binding.run(deadline.abort)
+            if verdicts.clear(bound):
+                return None
+            binding = chunk.bind(self.late, None, cache)
+            binding.input("gate_past", past)
+            for name, value in handed.items():
+                binding.input(name, value)
+        elif verdicts.early is not None:
+            binding.input(EARLY_BOUND, np.full(1, bound, np.float32))
+        hidden = np.empty((1, count, width), np.float32)
+        left = states_left(self._prefill, width, 1) if deferred else {}
+        outputs = left | {
+            "hidden_states": hidden,
+            "gate_present": present,
+            "verdict_logits": verdicts.late,
+        }
+        for name, value in outputs.items():
+            binding.output(name, value)
+        cache.bind(binding, (self.late or self._prefill).layers)
+        binding.run(deadline.abort)
+        if verdicts.clear(bound):
+            return None
+        if deferred:
+            columns.defer(left | {"hidden_states": hidden})
+        else:
+            columns.append(present[:, :, :, columns.length :])
+        return hidden
 
     def judge_together(
         self,
@@ -142,7 +186,8 @@ class Gate:
 
         Args:
             prompts: Embeddings of at least 2 positions each, slot T last; no spans.
-            past: (1, kv_heads, 0, head_dim), an empty cache.
+            past: (1, kv_heads, C, head_dim), an empty cache; C is 0, or the longest prompt where
+                graphs take all places of a cache at once.
             columns: (1, 2, H, 0, dk), no columns.
             early_bounds: See ``prefill``, one a prompt; the run ends early if all are clear.
             deadline: Ends the run early.
@@ -169,17 +214,60 @@ class Gate:
             DEEPSTACK: deepstack,
             ATTENTION_END: np.broadcast_to(np.arange(longest), (count, longest)),
         }
-        session, empty = self._prefill, np.repeat(past, count, axis=0)
-        taken = {name: feeds.get(name, empty) for name in session.inputs}
-        wanted = [n for n in ("verdict_logits", EARLY_VERDICT) if n in session.outputs]
-        found = session.run(taken, deadline.abort, wanted)
-        return found["verdict_logits"], found.get(EARLY_VERDICT)
+        empty = np.repeat(past, count, axis=0)
+        wanted = ["verdict_logits", EARLY_VERDICT]
+        if self.late is None:
+            found = _run_on(self._prefill, feeds, empty, deadline, wanted)
+            return found["verdict_logits"], found.get(EARLY_VERDICT)
+        first = _run_on(self._prefill, feeds, empty, deadline, self._prefill.outputs)
+        early = first[EARLY_VERDICT]
+        if (early[:, 0] - early[:, 1] >= feeds[EARLY_BOUND]).all():
+            return np.full_like(early, np.nan), early
+        found = _run_on(self.late, feeds | first, empty, deadline, wanted)
+        return found["verdict_logits"], early
 
 
-def states_left(session: Session, width: int) -> dict[str, Array]:
-    """Room (1, 1, d) for the states that a run of one position leaves beside ``hidden_states``."""
+class Verdicts:
+    """What a prompt's chunks are judged by; the last one's stays.
+
+    Attributes:
+        late: (1, 2) verdict logits at the gate's layer, NaN where a run did not get there.
+        early: (1, 2) of the early exit; None without one.
+    """
+
+    def __init__(self, has_early: bool) -> None:
+        self.late = np.full((1, 2), np.nan, np.float32)
+        self.early = np.full((1, 2), np.nan, np.float32) if has_early else None
+
+    def forget(self) -> None:
+        """Makes room for the next chunk's."""
+        self.late[:] = np.nan
+        if self.early is not None:
+            self.early[:] = np.nan
+
+    def clear(self, bound: float) -> bool:
+        """Whether the early exit's log-odds reach a bound; those of NaN never do."""
+        return self.early is not None and bool(
+            self.early[0, 0] - self.early[0, 1] >= np.float32(bound)
+        )
+
+
+def _run_on(
+    session: Session,
+    feeds: dict[str, Array],
+    cache: Array,
+    deadline: Deadline,
+    wanted: Sequence[str],
+) -> dict[str, Array]:
+    """Runs a graph on those of the feeds that it takes, every cache being the same."""
+    taken = {name: feeds.get(name, cache) for name in session.inputs}
+    return session.run(taken, deadline.abort, [n for n in wanted if n in session.outputs])
+
+
+def states_left(session: Session, width: int, count: int = 1) -> dict[str, Array]:
+    """Room (1, n, d) for the states that n positions leave beside ``hidden_states``."""
     names = (name for name in session.outputs if name.startswith(STATES))
-    return {name: np.empty((1, 1, width), np.float32) for name in names}
+    return {name: np.empty((1, count, width), np.float32) for name in names}
 
 
 def early_bound(calibration: Fitted, threshold: float) -> float:

@@ -16,6 +16,12 @@ from edge_safe.runtime.policy import Policy, Stage
 
 MANIFEST_FILE = "edge_safe.json"
 
+CAPACITY = "capacity"
+"""Length of caches of which a graph needs all the places at once."""
+
+LATE = "_late"
+"""Ending of the name of the graph that goes on behind the early exit, where that is one's end."""
+
 SCHEMA_VERSION = 1
 
 
@@ -194,6 +200,14 @@ class Manifest(_Record, frozen=True, kw_only=True):
     safety: Safety
     provenance: Provenance
 
+    @property
+    def whole_caches(self) -> bool:
+        """Whether graphs take the places of a cache all at once, those of new positions too."""
+        return any(
+            tensor.name.startswith("past_key_values.") and tensor.shape[2] == CAPACITY
+            for tensor in self.graphs["decoder"].inputs
+        )
+
 
 def dump_manifest(manifest: Manifest) -> bytes:
     """Encodes a manifest as indented JSON with a final newline."""
@@ -260,8 +274,11 @@ def _check(manifest: Manifest, origin: str) -> None:
     safety = manifest.safety
     if (safety.exit_layer is None) != ("gate" not in manifest.graphs):
         raise SchemaError(f"{origin}: exit_layer is {safety.exit_layer} but the graphs disagree.")
-    if safety.exit_layer is not None and "gate_columns" not in manifest.graphs:
+    whole = "decoder" in manifest.graphs and manifest.whole_caches
+    if safety.exit_layer is not None and not whole and "gate_columns" not in manifest.graphs:
         raise SchemaError(f"{origin}: the gate has no graph 'gate_columns'. Export it again.")
+    if safety.early is not None and whole and f"gate{LATE}" not in manifest.graphs:
+        raise SchemaError(f"{origin}: an early exit has no graph 'gate{LATE}'. Export it again.")
     if (safety.exit_layer is None) != (safety.attention is None):
         raise SchemaError(f"{origin}: a gate needs both exit_layer and attention, or neither.")
     if not safety.stages or ("gate" in safety.stages) > ("gate" in manifest.graphs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,7 +22,6 @@ EARLY_BOUND = "early_bound"
 
 STATES = "gate_states."
 """Outputs of a gate's graph, by layer: states entering a layer below the gate's, which it reads."""
-
 
 CHUNK = 512
 ATTENTION_END = "attention_end"
@@ -63,36 +63,45 @@ def attention_ends(past: int, start: int, end: int, spans: Sequence[Span] = ()) 
     return ends[None]
 
 
-def bind_part(
-    session: Session,
-    source: str,
-    cache: KeyValueCache,
-    inputs: Inputs,
-    start: int,
-    end: int,
-    spans: Sequence[Span] = (),
-) -> Binding:
-    """Binds the new positions start .. end-1 with their mask behind what the cache holds.
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some of the new positions, in one run.
 
-    Args:
-        session: The graph.
-        source: Its input for rows.
-        cache: What came before ``inputs``.
+    Attributes:
         inputs: All new positions.
         start: First of this run.
         end: Behind its last.
         spans: Of all new positions, those that see each other.
     """
-    binding = session.binding()
-    part = slice(start, end)
-    binding.input("attention_mask", np.ones((1, cache.length + end), np.int64))
-    binding.input("position_ids", position_ids(inputs.places[:, part] + cache.place))
-    binding.input(source, np.ascontiguousarray(inputs.rows[None, part]))
-    if DEEPSTACK in session.inputs:
-        binding.input(DEEPSTACK, np.ascontiguousarray(inputs.deepstack[:, None, part]))
-    if ATTENTION_END in session.inputs:
-        binding.input(ATTENTION_END, attention_ends(cache.length, start, end, spans))
-    return binding
+
+    inputs: Inputs
+    start: int
+    end: int
+    spans: Sequence[Span] = ()
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def bind(self, session: Session, source: str | None, cache: KeyValueCache) -> Binding:
+        """Binds the positions with their mask behind what the cache holds.
+
+        Args:
+            session: The graph.
+            source: Its input for rows; None where others give them.
+            cache: What came before ``inputs``.
+        """
+        binding, inputs = session.binding(), self.inputs
+        part = slice(self.start, self.end)
+        binding.input("attention_mask", np.ones((1, cache.length + self.end), np.int64))
+        binding.input("position_ids", position_ids(inputs.places[:, part] + cache.place))
+        if source is not None:
+            binding.input(source, np.ascontiguousarray(inputs.rows[None, part]))
+        if DEEPSTACK in session.inputs:
+            binding.input(DEEPSTACK, np.ascontiguousarray(inputs.deepstack[:, None, part]))
+        if ATTENTION_END in session.inputs:
+            ends = attention_ends(cache.length, self.start, self.end, self.spans)
+            binding.input(ATTENTION_END, ends)
+        return binding
 
 
 def position_ids(places: Array) -> Array:

@@ -6,6 +6,7 @@ runs, or there is a ``ProviderError``: ONNX Runtime by itself falls back to the 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import threading
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from edge_safe.errors import BundleError, ProviderError
 from edge_safe.runtime.heap import share_one_heap
+from edge_safe.runtime.libraries import advice
+from edge_safe.runtime.packaged_libraries import load_packaged_libraries
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
@@ -32,16 +35,32 @@ PROVIDERS = {
     "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
 }
 
-INSTALL_HINTS = {
-    "cpu": "install edge-safe[cpu]",
-    "cuda": "install edge-safe[gpu] and the CUDA libraries it names",
-    "tensorrt": "install edge-safe[gpu] and TensorRT (on Jetson: the JetPack wheel)",
-    "tensorrt-rtx": "install edge-safe[tensorrt-rtx]",
-}
-
 DEVICES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda", "tensorrt-rtx": "cuda"}
 
+# What ONNX Runtime leaves to the CPU in a graph that runs elsewhere is to be shapes and conditions,
+# never one of these.
+HEAVY = {
+    "Attention",
+    "Conv",
+    "Gemm",
+    "GroupQueryAttention",
+    "LSTM",
+    "LayerNormalization",
+    "MatMul",
+    "MatMulIntegerToFloat",
+    "MatMulNBits",
+    "MultiHeadAttention",
+    "ScatterElements",
+    "SimplifiedLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+    "Softmax",
+}
+
+PAST = "past_key_values."
+
 WARNINGS_ONLY = 3
+# Of ONNX Runtime's own log, which a message of ours replaces; and what it is by default.
+NOTHING, WARNINGS = 4, 2
 
 share_one_heap()
 
@@ -86,6 +105,11 @@ class Buffer:
             self._shared[:] = array
 
 
+def version() -> str:
+    """Version of the installed onnxruntime."""
+    return str(ort.__version__)
+
+
 class Abort:
     """Makes runs in progress end early, from any thread."""
 
@@ -121,6 +145,7 @@ class Session:
         provider: str = "cpu",
         threads: int | None = None,
         profile_prefix: str | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> None:
         """Opens a graph.
 
@@ -129,46 +154,25 @@ class Session:
             provider: A key of ``PROVIDERS``.
             threads: Threads inside one operator; None lets ONNX Runtime choose.
             profile_prefix: Writes ONNX Runtime's own profile to files that start so.
+            options: What the provider is told, in ONNX Runtime's words.
 
         Raises:
-            ProviderError: The provider is unknown, not installed, or did not start.
+            ProviderError: The provider is unknown, not installed, did not start, or left work of
+                the graph to the CPU.
             BundleError: The graph cannot be opened.
         """
         with _counting:
             _open.append(id(self))
         name = provider_name(provider)
-        options = ort.SessionOptions()
-        options.log_severity_level = WARNINGS_ONLY
-        # Two sessions of one request alternate; a spinning pool would starve the other one.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        # Every prompt and picture has its own shape; a plan per shape would only pile up memory.
-        options.enable_mem_pattern = False
+        settings = _settings(provider, threads, profile_prefix)
         if provider == "cpu":
-            share_one_arena()
-            options.add_session_config_entry("session.use_env_allocators", "1")
-            # Weights stay outside of it, so that they go when the graph does.
-            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        if profile_prefix is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = profile_prefix
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=[name])
-        except Exception as error:
-            if provider == "cpu":
+            try:
+                self._session = ort.InferenceSession(str(path), settings, providers=[name])
+            except Exception as error:
                 raise BundleError(f"ONNX Runtime cannot open {path}: {error}") from error
-            raise ProviderError(
-                f"Provider '{provider}' cannot open {path.name}: {error}. "
-                f"To use it, {INSTALL_HINTS[provider]}; or choose another --provider."
-            ) from error
+        else:
+            self._session = _on_device(path, provider, settings, dict(options or {}))
         self._session.disable_fallback()
-        running = self._session.get_providers()
-        if not running or running[0] != name:
-            raise ProviderError(
-                f"Provider '{provider}' did not start for {path.name}; ONNX Runtime offers "
-                f"{running}. To use it, {INSTALL_HINTS[provider]}; or choose another --provider."
-            )
         self.device = DEVICES[provider]
         self.inputs = [node.name for node in self._session.get_inputs()]
         self.outputs = [node.name for node in self._session.get_outputs()]
@@ -193,6 +197,23 @@ class Session:
         with _counting:
             if id(self) in _open:
                 _open.remove(id(self))
+
+    def shape(self, name: str) -> list[str | int | None]:
+        """Shape of an input or output as the graph says it; a string where it may vary.
+
+        Raises:
+            BundleError: The graph has none of that name.
+        """
+        for node in (*self._session.get_inputs(), *self._session.get_outputs()):
+            if node.name == name:
+                return list(node.shape)
+        raise BundleError(f"A graph has neither input nor output {name!r}; export it again.")
+
+    @property
+    def layers(self) -> range:
+        """Decoder layers whose caches it takes."""
+        taken = [int(name.split(".")[1]) for name in self.inputs if name.startswith(PAST)]
+        return range(min(taken), max(taken) + 1) if taken else range(0)
 
     def binding(self) -> Binding:
         """A set of bound buffers for repeated runs; one per thread."""
@@ -235,6 +256,112 @@ class Binding:
         self._inner.run_with_iobinding(self._binding, abort.options if abort else None)
 
 
+def _settings(provider: str, threads: int | None, profile_prefix: str | None) -> ort.SessionOptions:
+    """How graphs are opened."""
+    settings = ort.SessionOptions()
+    settings.log_severity_level = WARNINGS_ONLY
+    # Two sessions of one request alternate; a spinning pool would starve the other one.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    # Every prompt and picture has its own shape; a plan per shape would only pile up memory.
+    settings.enable_mem_pattern = False
+    if provider == "cpu":
+        share_one_arena()
+        settings.add_session_config_entry("session.use_env_allocators", "1")
+        # Weights stay outside of it, so that they go when the graph does.
+        settings.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    else:
+        settings.add_session_config_entry(_ASSIGNMENT, "1")
+    if threads is not None:
+        settings.intra_op_num_threads = threads
+    if profile_prefix is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = profile_prefix
+    return settings
+
+
+def _on_device(
+    path: Path, provider: str, settings: ort.SessionOptions, options: dict[str, str]
+) -> ort.InferenceSession:
+    """Opens a graph with a provider that is no fallback.
+
+    Raises:
+        ProviderError: It did not start, or leaves work of the graph to the CPU.
+    """
+    name = PROVIDERS[provider]
+    load_packaged_libraries(provider)
+    # What it would say in the log is what the error below says.
+    ort.set_default_logger_severity(NOTHING)
+    try:
+        session = ort.InferenceSession(
+            str(path), settings, providers=[(name, options)], enable_fallback=0
+        )
+    except Exception as error:
+        missing = loading_error(name)
+        said = "" if missing else f" ONNX Runtime says: {_first_line(error)}"
+        raise ProviderError(
+            f"Provider '{provider}' cannot open {path.name}: "
+            f"{advice(provider, missing or str(error))} Or choose another --provider.{said}"
+        ) from error
+    finally:
+        ort.set_default_logger_severity(WARNINGS)
+    running = session.get_providers()
+    if not running or running[0] != name:
+        words = loading_error(name) or ""
+        raise ProviderError(
+            f"Provider '{provider}' did not start for {path.name}, and the CPU does not stand in "
+            f"for it: {advice(provider, words)} Or choose another --provider."
+        )
+    left = _left_to_the_cpu(session)
+    if left:
+        raise ProviderError(
+            f"Provider '{provider}' leaves {', '.join(left)} of {path.name} to the CPU. Export the "
+            f"bundle for it with --target {provider}, or choose another --provider."
+        )
+    return session
+
+
+_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+
+
+def _left_to_the_cpu(session: ort.InferenceSession) -> list[str]:
+    """Operators of a graph that the CPU would compute though they are work."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        # Before onnxruntime 1.24 it cannot be asked.
+        return []
+    return sorted(
+        {
+            node.op_type
+            for part in session.get_provider_graph_assignment_info()
+            if part.ep_name == PROVIDERS["cpu"]
+            for node in part.get_nodes()
+            if node.op_type in HEAVY
+        }
+    )
+
+
+def loading_error(name: str) -> str | None:
+    """Why a provider's library does not load; None where it does, or where there is none.
+
+    Args:
+        name: ONNX Runtime's name of it.
+    """
+    stem = name.removesuffix("ExecutionProvider").lower()
+    library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{stem}.so"
+    if not library.is_file():
+        return None
+    try:
+        shared = library.with_name("libonnxruntime_providers_shared.so")
+        ctypes.CDLL(str(shared), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def _value(source: Array | Buffer) -> ort.OrtValue:
     """Wraps a host array without copying it, or hands out a buffer's value."""
     if isinstance(source, Buffer):
@@ -257,7 +384,6 @@ def provider_name(provider: str) -> str:
     if name not in available:
         raise ProviderError(
             f"Provider '{provider}' ({name}) is not in this onnxruntime {ort.__version__}, which "
-            f"has {', '.join(available)}. To use it, {INSTALL_HINTS[provider]}; or choose another "
-            "--provider."
+            f"has {', '.join(available)}: {advice(provider, '')} Or choose another --provider."
         )
     return name

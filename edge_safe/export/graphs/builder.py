@@ -29,9 +29,10 @@ class GraphBuilder:
     running graph reads like the model.
     """
 
-    def __init__(self, name: str, opset: int = OPSET) -> None:
+    def __init__(self, name: str, opset: int = OPSET, *, contrib: bool = True) -> None:
         self.name = name
         self.opset = opset
+        self._contrib = contrib
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
@@ -39,6 +40,11 @@ class GraphBuilder:
         self._counts: dict[str, int] = {}
         self._made: dict[str, str] = {}
         self._own: dict[str, onnx.TensorProto] | None = None  # of the branch under way
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the inputs so far."""
+        return [value.name for value in self._inputs]
 
     def input(self, name: str, dtype: int, shape: Shape) -> str:
         """Declares a graph input."""
@@ -73,6 +79,17 @@ class GraphBuilder:
         elif name not in self._initializers:
             self._initializers[name] = stored.proto(name, shape)
         return name
+
+    def initializer(self, tensor: onnx.TensorProto) -> str:
+        """Adds a tensor that stands in the graph's own file."""
+        self._initializers.setdefault(tensor.name, tensor)
+        return tensor.name
+
+    def keep_used(self) -> None:
+        """Takes out nodes and weights whose results reach no output."""
+        self._nodes = used_nodes(self._nodes, [value.name for value in self._outputs])
+        read = {name for node in self._nodes for name in node.input}
+        self._initializers = {n: t for n, t in self._initializers.items() if n in read}
 
     def constant(self, value: npt.ArrayLike, dtype: type[np.generic] = np.int64) -> str:
         """An inline constant, made once per value."""
@@ -197,9 +214,10 @@ class GraphBuilder:
             self._outputs,
             initializer=list(self._initializers.values()),
         )
+        domains = [("", self.opset), (CONTRIB, 1)] if self._contrib else [("", self.opset)]
         return helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", self.opset), helper.make_opsetid(CONTRIB, 1)],
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in domains],
             ir_version=IR_VERSION,
             producer_name="edge-safe",
         )
@@ -209,6 +227,17 @@ class GraphBuilder:
         model = self.model()
         _take_in(model.graph, path.parent, outermost=True)
         path.write_bytes(model.SerializeToString())
+
+
+def used_nodes(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes whose results reach an output, in their order; none of them has branches."""
+    wanted = set(outputs)
+    kept = []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    return kept[::-1]
 
 
 def _take_in(graph: onnx.GraphProto, folder: Path, *, outermost: bool) -> None:

@@ -11,6 +11,7 @@ from edge_safe.export.graphs.builder import FLOAT, INT64, GraphBuilder
 from edge_safe.export.graphs.early_exit import stop_or_go_on
 from edge_safe.export.graphs.layers import (
     CACHE_TYPES,
+    Common,
     LayerWeights,
     RopeAxes,
     RopeTables,
@@ -168,27 +169,16 @@ def gate_graph(
     g.output("hidden_states", FLOAT, shape)
     read = source_layers(head, early)[:-1]
     for layer in read:
-        g.output(_states(layer), FLOAT, shape)
+        g.output(states_name(layer), FLOAT, shape)
     several = longer_than_one(g, "inputs_embeds", "gate")
     entering = (residual, "")
 
     def run(indices: range) -> None:
         nonlocal entering
-        for index in indices:
-            if index in read and entering[1]:
-                kept = g.op(
-                    "Add", list(entering), scope=f"layers.{index}", outputs=[_states(index)]
-                )
-                entering = (kept, "")
-            residual, delta = entering
-            residual = _add_features(g, residual, deepstack, index)
-            normed, residual = _enter(g, spec, residual, delta, weights.layers[index], index)
-            attended = attention(g, spec, normed, weights.layers[index], common, index)
-            entering = _leave(g, spec, residual, attended, weights.layers[index], index)
+        entering = pass_layers(g, spec, weights, common, deepstack, indices, entering, read)
 
     def states(of: GateHead) -> list[str]:
-        layers = (source.layer for source in of.sources)
-        return ["hidden_states" if k == exit_layer else _states(k) for k in layers]
+        return states_of(of, exit_layer)
 
     def leave() -> None:
         g.op("Add", list(entering), scope="exit", outputs=["hidden_states"])
@@ -201,10 +191,10 @@ def gate_graph(
 
     first = early.sources[-1].layer
     run(range(first))
-    at_exit = _states(first)
+    at_exit = states_name(first)
     g.op("Add", list(entering), scope=f"layers.{first}", outputs=[at_exit])
     entering = (at_exit, "")
-    left = {"hidden_states": FLOAT} | {_states(k): FLOAT for k in read if k > first}
+    left = {"hidden_states": FLOAT} | {states_name(k): FLOAT for k in read if k > first}
     for index in range(first, exit_layer):
         kind = CACHE_TYPES[weights.layers[index].cache.format]
         left |= {f"present.{index}.{part}": kind for part in ("key", "value")}
@@ -216,6 +206,50 @@ def gate_graph(
 
     stop_or_go_on(g, states(early), early, head, store, form, several, left, go_on)
     return g
+
+
+def pass_layers(
+    g: GraphBuilder,
+    spec: DecoderSpec,
+    weights: ModelWeights,
+    common: Common,
+    deepstack: dict[int, str],
+    indices: range,
+    entering: tuple[str, str],
+    read: Sequence[int],
+) -> tuple[str, str]:
+    """Emits layers.
+
+    Args:
+        g: The graph.
+        spec: The decoder.
+        weights: The stored model.
+        common: What the layers share.
+        deepstack: What ``deepstack_input`` gave.
+        indices: The layers.
+        entering: Residual (B, S, d) and what the layer before still adds to it, "" for nothing.
+        read: Layers whose entering states the gate reads: they get a name of their own.
+
+    Returns:
+        The same of what leaves them.
+    """
+    for index in indices:
+        if index in read and entering[1]:
+            name = states_name(index)
+            kept = g.op("Add", list(entering), scope=f"layers.{index}", outputs=[name])
+            entering = (kept, "")
+        residual, delta = entering
+        residual = _add_features(g, residual, deepstack, index)
+        normed, residual = _enter(g, spec, residual, delta, weights.layers[index], index)
+        attended = attention(g, spec, normed, weights.layers[index], common, index)
+        entering = _leave(g, spec, residual, attended, weights.layers[index], index)
+    return entering
+
+
+def states_of(head: GateHead, exit_layer: int) -> list[str]:
+    """Names of the (B, S, d) states entering the layer of each of a head's sources."""
+    layers = (source.layer for source in head.sources)
+    return ["hidden_states" if k == exit_layer else states_name(k) for k in layers]
 
 
 def columns_graph(
@@ -233,7 +267,7 @@ def columns_graph(
     g = GraphBuilder("gate_columns")
     shape: list[int | str] = ["batch", "sequence", hidden_size]
     names = {
-        layer: g.input("hidden_states" if layer == exit_layer else _states(layer), FLOAT, shape)
+        layer: g.input("hidden_states" if layer == exit_layer else states_name(layer), FLOAT, shape)
         for layer in source_layers(head, early)
     }
     heads = [head] if early is None else [early, head]
@@ -247,7 +281,7 @@ def columns_graph(
     return g
 
 
-def _states(layer: int) -> str:
+def states_name(layer: int) -> str:
     """Name of the states entering a layer below the gate's."""
     return f"{STATES}{layer}"
 

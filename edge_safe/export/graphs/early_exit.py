@@ -61,7 +61,7 @@ def stop_or_go_on(
     g.output(EARLY_VERDICT, FLOAT, ["batch", 2])
 
     def chunk() -> list[str]:
-        past = _heads(g, 0, counts[0])
+        past = some_heads(g, 0, counts[0])
         judged = judge_chunk(g, states, early, store, form, "early", past)
         return [judged.present, judged.verdict, _all_clear(g, judged.verdict, bound)]
 
@@ -82,7 +82,7 @@ def stop_or_go_on(
         at_gate = go_on()
 
         def decide() -> list[str]:
-            past = _heads(g, counts[0], sum(counts))
+            past = some_heads(g, counts[0], sum(counts))
             judged = judge_chunk(g, at_gate, head, store, form, "gate", past)
             both = [_PRESENT, judged.present]
             return [g.op("Concat", both, scope="gate/columns", axis=2), judged.verdict]
@@ -126,7 +126,7 @@ def _all_clear(g: GraphBuilder, verdict: str, bound: str) -> str:
     return g.op("Cast", [fewest], scope=scope, to=BOOL)
 
 
-def _heads(g: GraphBuilder, first: int, end: int) -> str:
+def some_heads(g: GraphBuilder, first: int, end: int) -> str:
     """Some heads of gate_past: (B, 2, end - first, G, dk)."""
     edges = [g.constant([first]), g.constant([end]), g.constant([2])]
     return g.op("Slice", ["gate_past", *edges], scope="columns")
