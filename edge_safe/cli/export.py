@@ -14,6 +14,8 @@ from edge_safe.cli import options
 from edge_safe.cli.console import Terminal, percent, without_loading_bars
 from edge_safe.errors import UsageError
 from edge_safe.export.quantization import PRECISIONS, REFUSED, TABLE_FORMATS
+from edge_safe.export.tensorrt.releases import RELEASES
+from edge_safe.export.tensorrt.rtx import CAPABILITIES, USUAL
 
 if TYPE_CHECKING:
     from edge_safe.export.auto import Candidate
@@ -96,6 +98,21 @@ def command(
     unsafe_token: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The other one of the two.")
     ] = None,
+    release: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(RELEASES),
+            help="Which TensorRT reads the bundle; without it the oldest that reads the precision.",
+        ),
+    ] = None,
+    capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="|".join(CAPABILITIES),
+            help="A GPU that engines of TensorRT for RTX are built for; may be given several "
+            f"times. By default {', '.join(USUAL)}.",
+        ),
+    ] = None,
     policy: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The policy the bundle comes with, TOML or JSON."),
@@ -111,6 +128,8 @@ def command(
     if not re.fullmatch(r"auto|none|\d+", exit_layer):
         raise UsageError(f"--exit-layer is {exit_layer!r}; give auto, none or a layer's number")
     _check("--precision", precision, [*PRECISIONS, AUTO, *REFUSED])
+    for name in capability or ():
+        _check("--capability", name, CAPABILITIES)
     _check("--embedding", embedding, TABLE_FORMATS)
     _check("--lm-head", lm_head, TABLE_FORMATS)
     _check("--kv-cache", kv_cache, CACHES)
@@ -138,6 +157,8 @@ def command(
             safe_token=safe_token,
             unsafe_token=unsafe_token,
             policy=policy,
+            release=release,
+            capabilities=capability or USUAL,
             progress=progress,
         )
     import msgspec

@@ -16,6 +16,7 @@ import typer
 
 from edge_safe.cli import (
     bench,
+    build,
     chat,
     classify,
     demo,
@@ -23,9 +24,11 @@ from edge_safe.cli import (
     eval,
     export,
     inspect,
+    plan,
     run,
     train,
     verify,
+    wheelhouse,
 )
 from edge_safe.cli.console import Terminal
 from edge_safe.cli.errors import INTERRUPTED, Failure, explain
@@ -54,7 +57,10 @@ for _name, _verb in (
     ("classify", classify),
     ("eval", eval),
     ("bench", bench),
+    ("plan", plan),
+    ("build", build),
     ("train", train),
+    ("wheelhouse", wheelhouse),
 ):
     app.command(_name, no_args_is_help=True)(_verb.command)
 app.command("doctor")(doctor.command)

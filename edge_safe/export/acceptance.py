@@ -58,7 +58,7 @@ def measure_log_odds(folder: Path, rows: Sequence[LabelledRow], stage: Stage) ->
     Raises:
         DataError: The bundle could not decide on a row.
     """
-    model = SafeModel.load(folder, policy=Policy(stages=(stage,)))
+    model = SafeModel.load(folder, provider="cpu", policy=Policy(stages=(stage,)))
     odds = []
     for number, row in enumerate(rows):
         verdict = model.assess(row.prompt, images=row.images, audio=row.audio)

@@ -30,8 +30,9 @@ DTYPES: dict[int, str] = {
 }
 
 
-# Types that weight matrices are stored in without blocks.
+# Types that weight matrices are stored in, the fewest bits first.
 STORED: dict[int, str] = {
+    onnx.TensorProto.INT4: "int4",
     onnx.TensorProto.INT8: "int8",
     onnx.TensorProto.FLOAT16: "fp16",
     onnx.TensorProto.BFLOAT16: "bf16",

@@ -42,9 +42,11 @@ from edge_safe.export.safety_plan import (
     plan_from_tokens,
 )
 from edge_safe.export.targets import Target, target_named
+from edge_safe.export.tensorrt.engines import add_engines
 from edge_safe.export.tensorrt.precisions import PRECISIONS as TENSORRT
 from edge_safe.export.tensorrt.precisions import tensorrt_precision
 from edge_safe.export.tensorrt.releases import RELEASES, Release, release_for
+from edge_safe.export.tensorrt.rtx import USUAL
 from edge_safe.models.prompts import Message, PromptEncoder
 from edge_safe.runtime import manifest as schema
 from edge_safe.runtime.policy import Policy, load_policy
@@ -103,6 +105,7 @@ def export_bundle(
     unsafe_token: str | None = None,
     policy: Path | None = None,
     release: str | None = None,
+    capabilities: Sequence[str] = USUAL,
     progress: Progress = lambda step, share: None,
 ) -> ExportReport:
     """Turns a checkpoint folder into a bundle, or leaves everything as it was.
@@ -130,6 +133,7 @@ def export_bundle(
         unsafe_token: The other one.
         policy: The policy file that the bundle comes with.
         release: Which TensorRT reads the bundle; None for the oldest that reads the precision.
+        capabilities: GPUs that engines of TensorRT for RTX are built for.
         progress: Told the step and the share of it that is done.
 
     Returns:
@@ -213,6 +217,9 @@ def export_bundle(
                 "Nothing was written. Choose another precision, or ask for --allow-unaccepted to "
                 "write it marked as failed."
             )
+        chosen = next((form for form in forms if form.precision.name == report.precision), forms[0])
+        if chosen.release is not None:
+            report = add_engines(job.folder, opened.towers, chosen.release, capabilities, clock)
     return report
 
 

@@ -11,6 +11,7 @@ from edge_safe.export.drift import ThresholdDrift
 from edge_safe.export.greedy_parity import GreedyParity
 from edge_safe.export.language_parity import VerdictParity
 from edge_safe.export.parity import Boundary
+from edge_safe.export.tensorrt.rtx import EngineRecord
 from edge_safe.runtime.calibration import StageCalibration
 from edge_safe.runtime.manifest import Acceptance
 
@@ -125,6 +126,20 @@ class AutoSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chosen: int
 
 
+class Engines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What TensorRT runs of a bundle.
+
+    Attributes:
+        release: The TensorRT that its graphs are written for.
+        built: Engines in the bundle; empty where they are built on the device.
+        on_the_cpu: All other graphs, and why the CPU runs them.
+    """
+
+    release: str
+    built: list[EngineRecord]
+    on_the_cpu: dict[str, str]
+
+
 class ExportReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of ``report.json``.
 
@@ -145,6 +160,7 @@ class ExportReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         seconds: Time of every step.
         search: How precision ``auto`` chose, None where a row was named.
         cache: What keys and values are kept as.
+        engines: For TensorRT: what was built, and what runs beside it.
         peak_memory_mb: Largest resident memory of the exporting process, in MB of 2**20 bytes.
         schema_version: Version of this layout.
     """
@@ -167,6 +183,7 @@ class ExportReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     peak_memory_mb: int
     cache: str
     search: AutoSearch | None = None
+    engines: Engines | None = None
 
 
 def write_report(folder: Path, report: ExportReport) -> None:

@@ -7,16 +7,19 @@ knows files and graphs; what flows through the graphs is the business of other m
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from pathlib import Path, PurePosixPath
 
-from edge_safe.errors import BundleError, IntegrityError
+from edge_safe.errors import BundleError, IntegrityError, ProviderError
 from edge_safe.runtime.external_data import external_files
 from edge_safe.runtime.manifest import Manifest, confine, load_manifest
 from edge_safe.runtime.session import Session, provider_name
 
+logger = logging.getLogger(__name__)
+
 ON_THE_HOST = ("embed_tokens",)
-"""Graphs that run on the CPU whatever the provider."""
+"""Graphs that run on the CPU whatever the provider: words and media are joined there."""
 
 # Reading and hashing a block lets other threads run Python; between blocks it waits for them.
 _HASH_BLOCK = 1 << 28
@@ -141,9 +144,28 @@ class Bundle:
         profile = None
         if self._profile_folder is not None:
             profile = str(self._profile_folder / graph)
-        # Looking up rows is the host's work: words and media are joined there.
-        provider = "cpu" if graph in ON_THE_HOST else self.provider
+        provider = self._provider_of(graph)
+        if provider == "tensorrt":
+            path = self._engine_of(graph)
         return Session(path, provider, self._threads, profile)
+
+    def _engine_of(self, graph: str) -> Path:
+        """The engine of a graph, built now where this machine has none yet."""
+        # The store hashes files as this module does.
+        from edge_safe.runtime.engines.builder import engine_source, engines_folder, obtain_engine
+        from edge_safe.runtime.engines.device import this_device
+        from edge_safe.runtime.engines.store import EngineStore
+
+        source = engine_source(self, graph, self.manifest.engines[graph])
+        store = EngineStore(engines_folder())
+        return obtain_engine(store, source, this_device(), _tell)
+
+    def _provider_of(self, graph: str) -> str:
+        """What runs a graph: of graphs that TensorRT does not read the manifest plans no engine."""
+        if graph in ON_THE_HOST:
+            return "cpu"
+        beside = self.provider.startswith("tensorrt") and graph not in self.manifest.engines
+        return "cpu" if beside else self.provider
 
     def _check(self, name: str, path: Path) -> None:
         """Compares a file with its entry in the manifest."""
@@ -171,6 +193,12 @@ class Bundle:
                 f"{path} is not the file the manifest names (sha256 {digest[:12]}…, expected "
                 f"{entry.sha256[:12]}…). Export the bundle again or copy it afresh."
             )
+
+
+def _tell(step: str, share: float) -> None:
+    """Says why a load takes minutes: the first one on a device builds what later ones find."""
+    if share == 0:
+        logger.warning("%s, once on this device (edge-safe build does it beforehand)", step)
 
 
 def open_bundle(
@@ -205,6 +233,11 @@ def open_bundle(
         )
     chosen = provider or manifest.target
     provider_name(chosen)
+    if chosen.startswith("tensorrt") and not manifest.engines:
+        raise ProviderError(
+            f"{folder} was exported for {manifest.target}, which TensorRT does not read. Export it "
+            f"with --target {chosen}, or choose another --provider."
+        )
     return Bundle(folder, manifest, chosen, threads, profile_folder)
 
 

@@ -15,7 +15,8 @@ from edge_safe.errors import PromptError
 from edge_safe.runtime.manifest import Manifest
 from edge_safe.runtime.session import Array, Binding, Buffer
 
-_STEP = 256
+STEP = 256
+"""Positions that caches grow by."""
 
 
 class KeyValueCache:
@@ -45,7 +46,7 @@ class KeyValueCache:
 
     def size_of(self, length: int) -> int:
         """Bytes that a cache of so many positions takes."""
-        positions = min(self._limit, -(-length // _STEP) * _STEP)
+        positions = min(self._limit, -(-length // STEP) * STEP)
         heads, width = self._shape
         return 2 * self._layers * heads * width * self._dtype.itemsize * positions
 
@@ -75,7 +76,7 @@ class KeyValueCache:
                 f"The conversation needs {length} positions; this model holds {self._limit}."
             )
         old, kept = self._buffers, self.length
-        self.capacity = min(self._limit, -(-length // _STEP) * _STEP)
+        self.capacity = min(self._limit, -(-length // STEP) * STEP)
         self._buffers = []
         heads, width = self._shape
         for index in range(2 * self._layers):
@@ -179,7 +180,7 @@ class GateColumns:
     def size_of(self, length: int) -> int:
         """Bytes that columns of so many positions take."""
         row = math.prod((*self._data.shape[:3], self._data.shape[4])) * self._data.itemsize
-        return -(-length // _STEP) * _STEP * row
+        return -(-length // STEP) * STEP * row
 
     @property
     def size(self) -> int:
@@ -216,7 +217,7 @@ class GateColumns:
         end = self.length + columns.shape[3]
         if end > self._data.shape[3]:
             grown = np.zeros(
-                (*self._data.shape[:3], -(-end // _STEP) * _STEP, self._data.shape[4]), np.float32
+                (*self._data.shape[:3], -(-end // STEP) * STEP, self._data.shape[4]), np.float32
             )
             grown[:, :, :, : self.length] = self._data[:, :, :, : self.length]
             self._data = grown

@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.gate import EARLY_PRESENT, EARLY_VERDICT, Gate, states_left
+from edge_safe.runtime.gate import EARLY_VERDICT, Gate, handed_on, states_left
 from edge_safe.runtime.inputs import Inputs
 from edge_safe.runtime.manifest import ModelInfo
 from edge_safe.runtime.prefill import (
@@ -23,7 +23,7 @@ from edge_safe.runtime.prefill import (
     chunks,
     position_ids,
 )
-from edge_safe.runtime.session import Array, Binding, Session
+from edge_safe.runtime.session import Array, Binding, Buffer, Session, on_host, room
 
 
 class Decoder:
@@ -125,7 +125,9 @@ class Stepper:
         self._mask = np.ones((1, 0), np.int64)
         self._logits = np.empty((1, 1, decoder.vocab_size), np.float32)
         embeds = np.empty((1, 1, width), np.float32)
-        verdict = np.empty((1, 2), np.float32)
+        device = decoder.session.device
+        # Nobody reads what decoding steps say of the verdict.
+        verdict = room((1, 2), device)
         self._embed = embed.binding()
         self._embed.input("input_ids", self._token)
         self._embed.output("inputs_embeds", embeds)
@@ -133,33 +135,34 @@ class Stepper:
         sessions = []
         self._left: dict[str, Array] = {}
         self._column: Array | None = None
-        states = embeds
+        states: Array | Buffer = embeds
         if gate is not None and columns is not None:
-            states = np.empty((1, 1, width), np.float32)
             empty = columns.empty()
-            present = np.empty(
-                (*empty.shape[:3], int(gate.own_columns), empty.shape[4]), np.float32
-            )
-            handed = states_left(gate.session, width)
-            self._left = handed | {"hidden_states": states}
+            shape = (*empty.shape[:3], int(gate.own_columns), empty.shape[4])
+            present = np.empty(shape, np.float32)
+            # Kept on the host where the columns are made of it later.
+            states = room((1, 1, width), device if gate.own_columns else "cpu")
             binding = gate.session.binding()
             binding.input("inputs_embeds", embeds)
-            for name, value in handed.items():
-                binding.output(name, value)
             if EARLY_VERDICT in gate.session.outputs:
-                binding.output(EARLY_VERDICT, np.empty((1, 2), np.float32))
+                binding.output(EARLY_VERDICT, room((1, 2), device))
             if EARLY_BOUND in gate.session.inputs:
                 binding.input(EARLY_BOUND, np.full(1, np.inf, np.float32))
+            if not gate.own_columns:
+                left = states_left(gate.session, width)
+                self._left = {**left, "hidden_states": on_host(states)}
+                for name, value in left.items():
+                    binding.output(name, value)
             if gate.late is not None:
+                handed = handed_on(gate.session, width, 1, present.shape[3:])
                 binding.input("gate_past", empty)
-                heads = gate.session.shape(EARLY_PRESENT)[2]
-                handed[EARLY_PRESENT] = np.empty((1, 2, heads, *present.shape[3:]), np.float32)
-                binding.output(EARLY_PRESENT, handed[EARLY_PRESENT])
+                for name, part in handed.items():
+                    binding.output(name, part)
                 sessions.append(gate.session)
                 self._stages.append((binding, gate.session.layers))
                 binding = gate.late.binding()
-                for name, value in handed.items():
-                    binding.input(name, value)
+                for name, part in handed.items():
+                    binding.input(name, part)
             binding.input("gate_past", empty)
             binding.output("gate_present", present)
             binding.output("hidden_states", states)

@@ -341,27 +341,27 @@ class Engine:
             deadline.check()
             # Before anything is kept: what is no number must not come back.
             verdict = early.verdict(passage.early)
-            if passage.states is None:
+            if passage.ended_early:
                 if verdict is None:
                     raise GateError("the early exit ended a prompt that its verdict lets pass")
                 return Judged(verdict, ended_early=True)
             if verdict is not None:
                 return Judged(verdict)
-            states = passage.states
             if "gate" in stages:
                 verdict = self._verdict(passage.logits, "gate", policy, modality)
-            if prefix is None:
-                self._keep(beginning, state, gate.layers, states)
-            elif prefix.states is not None:
+            if prefix is None and len(beginning):
+                self._keep(beginning, state, gate.layers, passage.states())
+            if verdict is not None and verdict.decision is not Decision.ALLOW:
+                return Judged(verdict)
+            states = passage.states()
+            if prefix is not None and prefix.states is not None:
                 # Of the beginning the decoder has read nothing yet.
                 state.cache.truncate(0)
                 states = join([self.place(prefix.states[:count]), states])
                 spans = [(first + count, end + count) for first, end in spans]
                 self._keep(beginning, state, gate.layers, states)
                 beginning = beginning if len(beginning) else leading[:count]
-            if verdict is not None and (
-                verdict.decision is not Decision.ALLOW or stages[-1] == "gate"
-            ):
+            if verdict is not None and stages[-1] == "gate":
                 return Judged(verdict, states, spans=spans, beginning=beginning)
         decoder = self._decoder()
         logits, final = decoder.prefill(states, state.cache, deadline, spans)

@@ -26,7 +26,7 @@ from edge_safe.runtime.prefill import (
     Span,
     chunks,
 )
-from edge_safe.runtime.session import Array, Session
+from edge_safe.runtime.session import Array, Buffer, Session, on_host, room
 from edge_safe.runtime.verdict import Decision, Verdict
 
 EARLY_VERDICT = "early_verdict_logits"
@@ -41,14 +41,27 @@ class Passage:
     """What new positions left behind on their way through the gate's graph.
 
     Attributes:
-        states: Hidden states at the gate's layer; None where the run ended at the early exit.
+        inputs: The positions.
+        hidden: Hidden states at the gate's layer, (1, n, d) of each chunk, on the device; none
+            where the run ended at the early exit.
         logits: (1, 2) verdict logits, NaN where it did.
         early: (1, 2) verdict logits of the early exit; None where the graph has none.
     """
 
-    states: Inputs | None
+    inputs: Inputs
+    hidden: list[Array | Buffer]
     logits: Array
     early: Array | None
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether the layers up to the gate did not run."""
+        return not self.hidden
+
+    def states(self) -> Inputs:
+        """The positions with their hidden states, which are copied to the host."""
+        rows = [on_host(chunk)[0] for chunk in self.hidden]
+        return self.inputs.with_rows(rows[0] if len(rows) == 1 else np.concatenate(rows))
 
 
 class Gate:
@@ -103,8 +116,8 @@ class Gate:
         Raises:
             GateError: The deadline passed.
         """
-        total, width = inputs.rows.shape
-        states = np.empty((total, width), np.float32)
+        total = len(inputs)
+        states: list[Array | Buffer] = []
         verdicts = Verdicts(EARLY_VERDICT in self._prefill.outputs)
         for start, end in chunks(total, spans=spans):
             deadline.check()
@@ -113,9 +126,9 @@ class Gate:
             chunk = Chunk(inputs, start, end, spans)
             hidden = self._run_chunk(chunk, cache, columns, deadline, verdicts, bound)
             if hidden is None:
-                return Passage(None, verdicts.late, verdicts.early)
-            states[start:end] = hidden[0]
-        return Passage(inputs.with_rows(states), verdicts.late, verdicts.early)
+                return Passage(inputs, [], verdicts.late, verdicts.early)
+            states.append(hidden)
+        return Passage(inputs, states, verdicts.late, verdicts.early)
 
     def _run_chunk(
         self,
@@ -125,7 +138,7 @@ class Gate:
         deadline: Deadline,
         verdicts: Verdicts,
         bound: float,
-    ) -> Array | None:
+    ) -> Array | Buffer | None:
         """Reads one chunk; gives its (1, n, d) states, None where it ended at the early exit."""
         count, width = len(chunk), chunk.inputs.rows.shape[1]
         past = columns.view()
@@ -140,9 +153,7 @@ class Gate:
             binding.output(EARLY_VERDICT, verdicts.early)
         if self.late is not None:
             # The early exit is the end of this graph: what is clear goes no further.
-            handed = states_left(self._prefill, width, count)
-            heads = self._prefill.shape(EARLY_PRESENT)[2]
-            handed[EARLY_PRESENT] = np.empty((1, 2, heads, *present.shape[3:]), np.float32)
+            handed = handed_on(self._prefill, width, count, present.shape[3:])
             for name, value in handed.items():
                 binding.output(name, value)
             cache.bind(binding, self._prefill.layers)
@@ -155,9 +166,10 @@ class Gate:
                 binding.input(name, value)
         elif verdicts.early is not None:
             binding.input(EARLY_BOUND, np.full(1, bound, np.float32))
-        hidden = np.empty((1, count, width), np.float32)
+        hidden = room((1, count, width), self._prefill.device)
         left = states_left(self._prefill, width, 1) if deferred else {}
-        outputs = left | {
+        outputs: dict[str, Array | Buffer] = {
+            **left,
             "hidden_states": hidden,
             "gate_present": present,
             "verdict_logits": verdicts.late,
@@ -169,7 +181,7 @@ class Gate:
         if verdicts.clear(bound):
             return None
         if deferred:
-            columns.defer(left | {"hidden_states": hidden})
+            columns.defer({**left, "hidden_states": on_host(hidden)})
         else:
             columns.append(present[:, :, :, columns.length :])
         return hidden
@@ -268,6 +280,29 @@ def states_left(session: Session, width: int, count: int = 1) -> dict[str, Array
     """Room (1, n, d) for the states that n positions leave beside ``hidden_states``."""
     names = (name for name in session.outputs if name.startswith(STATES))
     return {name: np.empty((1, count, width), np.float32) for name in names}
+
+
+def handed_on(
+    session: Session, width: int, count: int, columns: tuple[int, ...]
+) -> dict[str, Array | Buffer]:
+    """Room for what the graph that ends at the early exit hands on, where it was computed.
+
+    Args:
+        session: The graph.
+        width: Of a state, d.
+        count: New positions n.
+        columns: (G, dk) of a head's columns, the new ones included.
+    """
+    names = [name for name in session.outputs if name.startswith(STATES)]
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (1, count, width))
+    shapes[EARLY_PRESENT] = (1, 2, _number(session.shape(EARLY_PRESENT)[2]), *columns)
+    return {name: room(shape, session.device) for name, shape in shapes.items()}
+
+
+def _number(size: str | int | None) -> int:
+    if not isinstance(size, int):
+        raise GateError(f"a graph's early exit says {size!r} of its number of heads")
+    return size
 
 
 def early_bound(calibration: Fitted, threshold: float) -> float:

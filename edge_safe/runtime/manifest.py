@@ -12,6 +12,7 @@ import msgspec
 
 from edge_safe.errors import BundleError, IntegrityError, SchemaError
 from edge_safe.runtime.calibration import StageCalibration, problem
+from edge_safe.runtime.engines.plan import EnginePlan
 from edge_safe.runtime.policy import Policy, Stage
 
 MANIFEST_FILE = "edge_safe.json"
@@ -185,7 +186,12 @@ class Provenance(_Record, frozen=True):
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
-    """The whole of ``edge_safe.json``."""
+    """The whole of ``edge_safe.json``.
+
+    Attributes:
+        release: The TensorRT that its graphs are written for; null without one.
+        engines: How TensorRT builds which graphs; all others run on the CPU beside it.
+    """
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -199,6 +205,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
     processors: dict[str, dict[str, Any]]
     safety: Safety
     provenance: Provenance
+    release: str | None = None
+    engines: dict[str, EnginePlan] = {}
 
     @property
     def whole_caches(self) -> bool:
@@ -271,6 +279,9 @@ def _check(manifest: Manifest, origin: str) -> None:
     for name, graph in manifest.graphs.items():
         if graph.file not in manifest.files:
             raise SchemaError(f"{origin}: graph '{name}' uses {graph.file}, not listed in files.")
+    for name in manifest.engines:
+        if name not in manifest.graphs:
+            raise SchemaError(f"{origin}: an engine is planned of {name!r}, which is no graph.")
     safety = manifest.safety
     if (safety.exit_layer is None) != ("gate" not in manifest.graphs):
         raise SchemaError(f"{origin}: exit_layer is {safety.exit_layer} but the graphs disagree.")

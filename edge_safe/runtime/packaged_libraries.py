@@ -1,7 +1,7 @@
 """Loads NVIDIA's libraries that came as Python packages, where no loader would look for them.
 
 A library that is loaded is found by its name from then on, by a provider of ONNX Runtime too. It
-knows where packages keep their libraries; which ones a provider wants stands in ``libraries.py``.
+knows where packages keep their libraries; ``library_table.py`` knows which ones a provider wants.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from edge_safe.runtime.libraries import LIBRARIES
+from edge_safe.runtime.library_table import LIBRARIES
 
 _CUDA_VERSION = re.compile(r"^cuda_version = '(\d+)", re.MULTILINE)
 

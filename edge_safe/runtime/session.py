@@ -37,6 +37,9 @@ PROVIDERS = {
 
 DEVICES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda", "tensorrt-rtx": "cuda"}
 
+# What providers are told whatever the graph: fp32 means fp32, not TF32.
+OPTIONS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
+
 # What ONNX Runtime leaves to the CPU in a graph that runs elsewhere is to be shapes and conditions,
 # never one of these.
 HEAVY = {
@@ -110,6 +113,20 @@ def version() -> str:
     return str(ort.__version__)
 
 
+def room(shape: tuple[int, ...], device: str) -> Array | Buffer:
+    """Memory for float32 values that graphs hand to each other: on the device, if it is none."""
+    return (
+        np.empty(shape, np.float32)
+        if device == "cpu"
+        else Buffer(np.zeros(shape, np.float32), device)
+    )
+
+
+def on_host(value: Array | Buffer) -> Array:
+    """What ``room`` holds, as an array."""
+    return value.numpy() if isinstance(value, Buffer) else value
+
+
 class Abort:
     """Makes runs in progress end early, from any thread."""
 
@@ -171,7 +188,8 @@ class Session:
             except Exception as error:
                 raise BundleError(f"ONNX Runtime cannot open {path}: {error}") from error
         else:
-            self._session = _on_device(path, provider, settings, dict(options or {}))
+            told = OPTIONS.get(provider, {}) | dict(options or {})
+            self._session = _on_device(path, provider, settings, told)
         self._session.disable_fallback()
         self.device = DEVICES[provider]
         self.inputs = [node.name for node in self._session.get_inputs()]
@@ -237,12 +255,17 @@ class Binding:
         self._inner = inner
         self._binding = inner.io_binding()
         self._kept: dict[str, object] = {}
+        # Inputs that ONNX Runtime copies to the device as it binds them.
+        self._copied: dict[str, ort.OrtValue] = {}
 
     def input(self, name: str, source: Array | Buffer) -> None:
         """Binds an input; a host array is read anew at every run."""
         value = _value(source)
         self._kept[name] = (source, value)
-        self._binding.bind_ortvalue_input(name, value)
+        if self._session.device == "cpu" or isinstance(source, Buffer):
+            self._binding.bind_ortvalue_input(name, value)
+        else:
+            self._copied[name] = value
 
     def output(self, name: str, target: Array | Buffer) -> None:
         """Binds an output to memory that is written in place."""
@@ -253,7 +276,14 @@ class Binding:
     def run(self, abort: Abort | None = None) -> None:
         """Runs the graph once on what is bound."""
         self._session.count()
+        for name, value in self._copied.items():
+            self._binding.bind_ortvalue_input(name, value)
+        away = self._session.device != "cpu"
+        if away:
+            self._binding.synchronize_inputs()
         self._inner.run_with_iobinding(self._binding, abort.options if abort else None)
+        if away:
+            self._binding.synchronize_outputs()
 
 
 def _settings(provider: str, threads: int | None, profile_prefix: str | None) -> ort.SessionOptions:

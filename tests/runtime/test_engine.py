@@ -94,7 +94,7 @@ def test_decoding_equals_reading_all_at_once(engine: Engine, ids: np.ndarray) ->
     embeds = engine.embed([*ids, 3, *tail])
     whole_state.cache.reserve(len(embeds))
     passage = engine._gate().prefill(embeds, whole_state.cache, whole_state.columns, Deadline(None))
-    logits, _ = engine._decoder().prefill(passage.states, whole_state.cache)
+    logits, _ = engine._decoder().prefill(passage.states(), whole_state.cache)
     np.testing.assert_allclose(stepped, logits[0, 0], atol=1e-4)
     np.testing.assert_allclose(state.columns.view(), whole_state.columns.view(), atol=1e-4)
 

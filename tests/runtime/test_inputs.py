@@ -60,7 +60,7 @@ def test_places_are_those_of_transformers(parts: list[int | tuple[int, int]]) ->
 
 def cache() -> KeyValueCache:
     model = SimpleNamespace(context_length=640, layers=1, kv_heads=1, head_dim=2)
-    manifest = SimpleNamespace(model=model)
+    manifest = SimpleNamespace(model=model, whole_caches=False)
     return KeyValueCache(manifest, np.dtype(np.float32), "cpu")  # type: ignore[arg-type]
 
 

@@ -1,12 +1,14 @@
 """What one token costs by the graphs themselves: bytes of weights read and multiplications made.
 
 Reads just enough of the ONNX files (field numbers from onnx.proto, IR version 10) to see
-initializers and the nodes that multiply by them; a device has no onnx package.
+initializers and the nodes that multiply by them; a device has no onnx package. A weight counts
+where it stands as such, packed, or behind operators that only unpack or turn it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from edge_safe.runtime.bundle import Bundle
@@ -14,7 +16,20 @@ from edge_safe.runtime.prefill import PREFILL
 from edge_safe.runtime.wire_format import read_fields, read_packed
 
 _GRAPH, _NODE, _INITIALIZER = 7, 1, 5
-_MULTIPLYING = {"MatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+INTEGER = {"MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+"""Products of 8-bit activations with 8-bit weights."""
+
+_MULTIPLYING = {"MatMul", "Gemm"} | INTEGER
+_UNPACKING = {
+    "DequantizeLinear",
+    "Transpose",
+    "Reshape",
+    "Cast",
+    "Identity",
+    "Squeeze",
+    "Unsqueeze",
+}
+_SMALL = 256
 
 
 @dataclass(slots=True)
@@ -25,31 +40,42 @@ class Work:
         weight_bytes: Bytes of the weights that are multiplied with, scales and offsets included.
         multiplications: Weights they stand for: one multiplication and one addition each.
         head_multiplications: Those of them that only the last position needs (lm_head).
+        integer_multiplications: Those that integer kernels make.
     """
 
     weight_bytes: int = 0
     multiplications: int = 0
     head_multiplications: int = 0
+    integer_multiplications: int = 0
 
 
 @dataclass(slots=True)
-class _Node:
-    """A node: its operator, its inputs and outputs, its integer attributes, its branches."""
+class Node:
+    """A node: its operator, inputs and outputs, its attributes of whole numbers, its branches."""
 
     operator: str = ""
     inputs: list[str] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
+    lists: dict[str, list[int]] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
     branches: dict[str, memoryview] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class _Tensor:
-    """An initializer: its name, its shape, and its bytes outside the graph's own file."""
+class Tensor:
+    """A tensor that does not change from run to run.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape; of one that was reshaped, the shape before.
+        sources: Initializers it is made of, with their bytes.
+        raw: The bytes of a small one that stands in the graph's own file.
+    """
 
     name: str = ""
     shape: list[int] = field(default_factory=list)
-    length: int = 0
+    sources: dict[str, int] = field(default_factory=dict)
+    raw: bytes = b""
 
 
 def work_of(bundle: Bundle, *, prefill: bool = False) -> Work:
@@ -66,20 +92,18 @@ def work_of(bundle: Bundle, *, prefill: bool = False) -> Work:
     for name in (f"gate{ending}", f"decoder{ending}"):
         if name not in graphs:
             continue
-        data = memoryview(bundle.read(bundle.manifest.graphs[name].file))
-        tensors, nodes = _graph(data)
+        tensors, nodes = read_graph(bundle.read(graphs[name].file))
         for node in nodes:
-            count = _multiplications(node, tensors)
+            count = weights_of(node, tensors)
             work.multiplications += count
+            work.integer_multiplications += count if node.operator in INTEGER else 0
             if count and bundle.manifest.model.vocab_size in (
                 node.numbers.get("N"),
                 *_shape(node, tensors),
             ):
                 work.head_multiplications += count
             if count:
-                weights = {name for name in node.inputs if name in tensors} - counted
-                work.weight_bytes += sum(tensors[weight].length for weight in weights)
-                counted |= weights
+                work.weight_bytes += read_bytes(node, tensors, counted)
     if ending and all(t.name != "logits" for t in graphs[f"decoder{ending}"].outputs):
         # Slot T's logits come from the graph for single tokens.
         head = work_of(bundle).head_multiplications
@@ -88,7 +112,7 @@ def work_of(bundle: Bundle, *, prefill: bool = False) -> Work:
     return work
 
 
-def _multiplications(node: _Node, tensors: dict[str, _Tensor]) -> int:
+def weights_of(node: Node, tensors: dict[str, Tensor]) -> int:
     """Weights that a node multiplies each position by."""
     if node.operator == "MatMulNBits":
         return node.numbers.get("N", 0) * node.numbers.get("K", 0)
@@ -97,23 +121,35 @@ def _multiplications(node: _Node, tensors: dict[str, _Tensor]) -> int:
     return 0
 
 
-def _shape(node: _Node, tensors: dict[str, _Tensor]) -> list[int]:
+def read_bytes(node: Node, tensors: dict[str, Tensor], counted: set[str]) -> int:
+    """Bytes of a node's weights that were not ``counted`` yet; notes them there."""
+    sources: dict[str, int] = {}
+    for name in node.inputs:
+        if name in tensors:
+            sources |= tensors[name].sources
+    new = {name: length for name, length in sources.items() if name not in counted}
+    counted.update(new)
+    return sum(new.values())
+
+
+def _shape(node: Node, tensors: dict[str, Tensor]) -> list[int]:
     """Shape of a node's weight matrix; empty where it multiplies by no weight."""
     if len(node.inputs) < 2 or node.inputs[1] not in tensors:
         return []
     return tensors[node.inputs[1]].shape
 
 
-def _graph(model: memoryview) -> tuple[dict[str, _Tensor], list[_Node]]:
-    """Initializers and nodes of a ModelProto.
+def read_graph(model: bytes) -> tuple[dict[str, Tensor], list[Node]]:
+    """Constant tensors and nodes of a serialized ModelProto.
 
     Nodes inside branches are left out, but for those behind an early exit: an If that leaves
     caches, whose second branch goes on.
     """
     found = _Graph()
-    for number, value in read_fields(model):
+    for number, value in read_fields(memoryview(model)):
         if number == _GRAPH and not isinstance(value, int):
             found.read(value)
+    found.follow()
     return found.tensors, found.nodes
 
 
@@ -121,8 +157,8 @@ def _graph(model: memoryview) -> tuple[dict[str, _Tensor], list[_Node]]:
 class _Graph:
     """What was found of a graph so far."""
 
-    tensors: dict[str, _Tensor] = field(default_factory=dict)
-    nodes: list[_Node] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
 
     def read(self, graph: memoryview) -> None:
         """Takes up initializers and nodes of a GraphProto."""
@@ -139,10 +175,29 @@ class _Graph:
                 tensor = _tensor(part)
                 self.tensors[tensor.name] = tensor
 
+    def follow(self) -> None:
+        """Takes up what comes out of nodes that unpack or turn constant tensors."""
+        for node in self.nodes:
+            if node.operator in _UNPACKING and node.inputs and node.inputs[0] in self.tensors:
+                shape = self.tensors[node.inputs[0]].shape
+                if node.operator == "Transpose" and len(shape) == 2:
+                    shape = shape[::-1]
+                parts = self._sources(node.inputs)
+                for name in node.outputs[:1]:
+                    self.tensors[name] = Tensor(name, shape, parts)
 
-def _node(data: memoryview) -> _Node:
-    """NodeProto: input 1, output 2, op_type 4, attribute 5 (name 1, i 3, g 6)."""
-    node = _Node()
+    def _sources(self, names: Iterable[str]) -> dict[str, int]:
+        """Initializers behind several tensors."""
+        sources: dict[str, int] = {}
+        for name in names:
+            if name in self.tensors:
+                sources |= self.tensors[name].sources
+        return sources
+
+
+def _node(data: memoryview) -> Node:
+    """NodeProto: input 1, output 2, op_type 4, attribute 5 (name 1, i 3, g 6, ints 8)."""
+    node = Node()
     for number, value in read_fields(data):
         if isinstance(value, int):
             continue
@@ -151,20 +206,35 @@ def _node(data: memoryview) -> _Node:
         elif number == 4:
             node.operator = bytes(value).decode()
         elif number == 5:
-            attribute = dict(read_fields(value))
-            name, whole, branch = (attribute.get(field) for field in (1, 3, 6))
-            if isinstance(name, memoryview) and isinstance(whole, int):
-                node.numbers[bytes(name).decode()] = whole
-            if isinstance(name, memoryview) and isinstance(branch, memoryview):
-                node.branches[bytes(name).decode()] = branch
+            _attribute(node, value)
         elif number == 2:
             node.outputs.append(bytes(value).decode())
     return node
 
 
-def _tensor(data: memoryview) -> _Tensor:
+def _attribute(node: Node, data: memoryview) -> None:
+    """Takes up an AttributeProto; its fields may stand in any order."""
+    fields = dict(read_fields(data))
+    name, whole, branch = (fields.get(number) for number in (1, 3, 6))
+    if not isinstance(name, memoryview):
+        return
+    if isinstance(whole, int):
+        node.numbers[bytes(name).decode()] = whole
+    if isinstance(branch, memoryview):
+        node.branches[bytes(name).decode()] = branch
+    several = [
+        number
+        for field, value in read_fields(data)
+        if field == 8
+        for number in ([value] if isinstance(value, int) else read_packed(value))
+    ]
+    if several:
+        node.lists[bytes(name).decode()] = several
+
+
+def _tensor(data: memoryview) -> Tensor:
     """TensorProto: dims 1, name 8, raw_data 9, external_data 13 (key 1, value 2)."""
-    tensor = _Tensor()
+    tensor, length = Tensor(), 0
     for number, value in read_fields(data):
         if isinstance(value, int):
             if number == 1:
@@ -174,9 +244,11 @@ def _tensor(data: memoryview) -> _Tensor:
         elif number == 8:
             tensor.name = bytes(value).decode()
         elif number == 9:
-            tensor.length = len(value)
+            length = len(value)
+            tensor.raw = bytes(value) if length <= _SMALL else b""
         elif number == 13:
             entry = {n: bytes(text) for n, text in read_fields(value) if not isinstance(text, int)}
             if entry.get(1) == b"length":
-                tensor.length = int(entry[2])
+                length = int(entry[2])
+    tensor.sources = {tensor.name: length}
     return tensor

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import helper
 
@@ -104,6 +105,11 @@ class Lowering:
     def typed(self, value: str, scope: str) -> str:
         """A float32 value in the type that products are made in."""
         return self.cast(value, FLOAT16, scope) if self.half else value
+
+    def steps(self, scales: Array) -> Array:
+        """Scales of whole numbers in the type of products; TensorRT wants them above 0."""
+        kind = np.float16 if self.half else np.float32
+        return np.maximum(scales, np.finfo(kind).tiny).astype(kind)
 
     def float_of(self, name: str, value: str) -> None:
         """Notes what readers of a value in the source are to be given."""

@@ -8,13 +8,19 @@ asked, only where there is a GPU.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+import signal
+import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, BinaryIO
 
 import msgspec
@@ -59,6 +65,9 @@ CAPABILITIES = {
         Capability("SM121", "GB10 (DGX Spark)"),
     )
 }
+
+# GeForce RTX 30, 40 and 50.
+USUAL = ("SM86", "SM89", "SM120")
 
 
 def capability_named(name: str) -> Capability:
@@ -146,11 +155,64 @@ def build_engine(
         ExportError: The package is missing, a capability is unknown or refuses what the graph has,
             a profile does not fit, the graph cannot be read or built, or the file not written.
     """
-    start = time.perf_counter()
     rows = [capability_named(name) for name in dict.fromkeys(capabilities)]
     if not rows:
         raise ExportError(f"Name at least one of {', '.join(CAPABILITIES)} to build {graph.name}.")
     trt = _package()
+    with _undisturbed() as halted:
+        record = _built(trt, graph, out, rows, profiles, progress, halted)
+    progress(1.0)
+    return record
+
+
+@contextmanager
+def _undisturbed() -> Iterator[list[BaseException]]:
+    """Keeps garbage from being collected and Ctrl-C from being lost; gives what ended the work.
+
+    The builder calls its logger under a lock that the end of any other builder waits for. A
+    collection in that call which finds a builder, for example in the traceback of a build that
+    failed, would wait for ever; so none is left in a traceback either. And an exception that is
+    raised in a callback goes no further, while Ctrl-C is raised in whatever Python runs first.
+    """
+    halted: list[BaseException] = []
+    collecting = gc.isenabled()
+    gc.disable()
+    handler = signal.getsignal(signal.SIGINT)
+    handled = callable(handler) and threading.current_thread() is threading.main_thread()
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if callable(handler):
+            try:
+                handler(number, frame)
+            except BaseException as error:
+                halted.append(error)
+
+    if handled:
+        signal.signal(signal.SIGINT, hold)
+    try:
+        yield halted
+        if halted:
+            raise halted[0]
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        if handled:
+            signal.signal(signal.SIGINT, handler)
+        if collecting:
+            gc.enable()
+
+
+def _built(
+    trt: Any,
+    graph: Path,
+    out: Path,
+    rows: Sequence[Capability],
+    profiles: Sequence[Profile],
+    progress: Callable[[float], None],
+    halted: list[BaseException],
+) -> EngineRecord:
+    start = time.perf_counter()
     log = _Log()
     builder = trt.Builder(_logger(log))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -168,7 +230,6 @@ def build_engine(
     part = out.with_name(f".{out.name}.part")
     try:
         with part.open("wb") as file:
-            halted: list[BaseException] = []
             config.progress_monitor = _monitor(progress, halted)
             writer = _writer(file, halted)
             built = builder.build_serialized_network_to_stream(network, config, writer)
@@ -190,7 +251,6 @@ def build_engine(
         raise ExportError(f"The engine {out} cannot be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
-    progress(1.0)
     operands = _operands(layers)
     return EngineRecord(
         graph=graph.name,
@@ -224,17 +284,16 @@ def _package() -> Any:
 def _complaints(parser: Any, graph: Path, version: str) -> str:
     """All that the parser found wrong, in one message."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    lines = [
-        f"{error.node_operator()} {error.node_name() or f'(node {error.node()})'}: {error.desc()}"
-        if error.node_operator()
-        else str(error.desc())
-        for error in errors[:SHOWN]
-    ]
+    lines = []
+    for error in errors[:SHOWN]:
+        name = error.node_name() or f"(node {error.node()})"
+        place = f"{error.node_operator()} {name}: " if error.node_operator() else ""
+        lines.append(place + str(error.desc()).rstrip("."))
     if len(errors) > SHOWN:
         lines.append(f"and {len(errors) - SHOWN} more")
     return (
-        f"TensorRT for RTX {version} cannot read {graph.name}: {'; '.join(lines)}. Graphs are "
-        f"written in operators it reads by --target tensorrt-rtx."
+        f"TensorRT for RTX {version} cannot read {graph.name}: {'; '.join(lines)}. With "
+        f"--target cuda ONNX Runtime runs the graph."
     )
 
 
@@ -245,7 +304,7 @@ def _check_types(layers: list[Any], capability: Capability, graph: Path) -> None
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ExportError(
                 f"{capability.name} ({capability.gpus}) cannot run {kind}, which {graph.name} has "
-                f"({names[0]}{more}). Choose --precision fp16, or leave {capability.name} out."
+                f"({names[0]}{more}). Leave {capability.name} out."
             )
 
 
@@ -420,10 +479,9 @@ def _monitor(progress: Callable[[float], None], halted: list[BaseException]) -> 
             self.told = max(self.told, min(share, 1.0))
             try:
                 progress(self.told)
-            except BaseException as error:  # Ctrl-C among them; the build ends, and it is raised
+            except BaseException as error:  # raised again when the builder has ended
                 halted.append(error)
-                return False
-            return True
+            return not halted
 
     return Monitor()
 

@@ -6,7 +6,6 @@ are known beforehand or not at all, and on a GPU with few positions the weights 
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 
 from edge_safe.errors import ExportError
@@ -20,9 +19,9 @@ def lower(low: Lowering, node: onnx.NodeProto) -> None:
         ExportError: What is multiplied is no rounded value of our own making.
     """
     x = _before_rounding(low, node)
-    name, kind = node.input[1], np.float16 if low.half else np.float32
+    name = node.input[1]
     weight = low.value(name)
-    scales = low.weight(node.input[3], low.source.array(node.input[3]).astype(kind))
+    scales = low.weight(node.input[3], low.steps(low.source.array(node.input[3])))
     dequantized = low.g.once(
         f"{name}/rows",
         lambda: low.g.op("DequantizeLinear", [weight, scales], scope=f"{name}/rows", axis=1),

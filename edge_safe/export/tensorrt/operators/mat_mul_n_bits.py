@@ -68,8 +68,7 @@ def _in_blocks(low: Lowering, name: str, values: ByteArray, scales: FloatArray, 
             weight = low.g.initializer(proto)
         else:
             weight = low.weight(name, signed)
-        kind = np.float16 if low.half else np.float32
-        step = low.weight(f"{name}_scales", np.ascontiguousarray(scales.T.astype(kind)))
+        step = low.weight(f"{name}_scales", np.ascontiguousarray(low.steps(scales).T))
         inputs, block = [weight, step], values.shape[2]
         return low.g.op(
             "DequantizeLinear", inputs, scope=f"{name}/blocks", axis=0, block_size=block

@@ -1,0 +1,129 @@
+"""For which shapes the engines of a bundle are built, and which graphs get none.
+
+Language graphs have two profiles: prompts, a chunk at a time, and single tokens. Those of towers
+reach from the smallest input that the tower was compared with torch on to several times the
+largest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from edge_safe.runtime.bundle import ON_THE_HOST
+from edge_safe.runtime.cache import STEP
+from edge_safe.runtime.engines.plan import EnginePlan, Profile, Range
+from edge_safe.runtime.manifest import Graph, Manifest
+from edge_safe.runtime.prefill import CHUNK
+
+# Operators that no release reads, or whose outputs have a size that only the data tells.
+UNREAD = {"Compress", "DFT", "NonZero", "Unique"}
+
+# How far beyond the largest case of a tower its engine reaches, and what no case is below.
+GROWTH = 4
+
+# Prompts are read from here on without loss of speed for shorter ones.
+LIKELY = 256
+
+LANGUAGE = ("gate", "gate_late", "decoder")
+
+Feeds = Mapping[str, npt.NDArray[np.generic]]
+
+
+def why_no_engine(path: Path) -> str | None:
+    """What keeps a graph from becoming an engine; None where nothing is known to."""
+    model = onnx.load(str(path), load_external_data=False)
+    unread = sorted({node.op_type for node in model.graph.node} & UNREAD)
+    return f"TensorRT does not read {', '.join(unread)}" if unread else None
+
+
+def language_plan(graph: Graph, manifest: Manifest) -> EnginePlan:
+    """Profiles of a graph of the language model."""
+    context = manifest.model.context_length
+    chunk = context if manifest.model.bidirectional != "none" else min(CHUNK, context)
+    likely, room = min(LIKELY, chunk), min(STEP, context)
+    prompts = {
+        "batch": (1, 1, 1),
+        "sequence": (1, likely, chunk),
+        "total": (1, likely, context),
+        "capacity": (room, room, context),
+        "gate_past": (0, 0, context),
+        "gate_total": (1, likely, context),
+    }
+    # Were least and greatest the same, a builder would keep the weights once more, rewritten.
+    tokens = prompts | {"sequence": (1, 1, 2), "gate_past": (0, 0, 1), "gate_total": (1, 1, 2)}
+    profiles = [
+        Profile(
+            {
+                tensor.name: Range(*(tuple(_sizes(tensor.shape, sizes, n)) for n in range(3)))
+                for tensor in graph.inputs
+                if any(isinstance(size, str) for size in tensor.shape)
+            }
+        )
+        for sizes in (prompts, tokens)
+    ]
+    return EnginePlan(tuple(profiles), fp16=graph.precision != "fp32")
+
+
+def tower_plan(graph: Graph, cases: Iterable[Feeds]) -> EnginePlan:
+    """The profile of a tower, from inputs that it was compared with torch on.
+
+    Of an input of a fixed size that holds whole numbers the values are given: they may say what
+    size something else has.
+    """
+    seen = list(cases)
+    shapes = {}
+    for tensor in graph.inputs:
+        if any(isinstance(size, str) for size in tensor.shape):
+            sizes = np.array([feeds[tensor.name].shape for feeds in seen])
+            free = np.array([isinstance(size, str) for size in tensor.shape])
+        elif tensor.dtype == "int64" and math.prod(map(int, tensor.shape)) <= 8:
+            sizes = np.array([feeds[tensor.name].reshape(-1) for feeds in seen])
+            free = np.ones(sizes.shape[1], bool)
+        else:
+            continue
+        largest = sizes.max(axis=0)
+        shapes[tensor.name] = Range(
+            tuple(map(int, sizes.min(axis=0))),
+            tuple(map(int, largest)),
+            tuple(map(int, np.where(free, largest * GROWTH, largest))),
+        )
+    return EnginePlan((Profile(shapes),), fp16=graph.precision != "fp32")
+
+
+def plan_engines(
+    folder: Path, manifest: Manifest, cases: Mapping[str, Iterable[Feeds]]
+) -> tuple[dict[str, EnginePlan], dict[str, str]]:
+    """Plans the engines of a bundle.
+
+    Args:
+        folder: The bundle.
+        manifest: Its manifest.
+        cases: Inputs of each tower.
+
+    Returns:
+        The plans by graph, and of every other graph why it runs on the CPU.
+    """
+    plans, left = {}, dict.fromkeys(ON_THE_HOST, "it looks up rows, which is the host's work")
+    for name, graph in manifest.graphs.items():
+        if name in left:
+            continue
+        reason = why_no_engine(folder / graph.file)
+        if reason is not None:
+            left[name] = reason
+        elif name in LANGUAGE:
+            plans[name] = language_plan(graph, manifest)
+        else:
+            plans[name] = tower_plan(graph, cases[name])
+    return plans, left
+
+
+def _sizes(
+    shape: list[int | str], sizes: Mapping[str, tuple[int, int, int]], which: int
+) -> Iterable[int]:
+    return (size if isinstance(size, int) else sizes[size][which] for size in shape)
