@@ -74,6 +74,10 @@ class PeerError(EdgeSafeError):
     """A peer that a bundle is to be compared with is unknown, not set up, or broke."""
 
 
+class WheelError(EdgeSafeError):
+    """A wheel for another machine cannot be had or does not serve there."""
+
+
 class CheckpointError(EdgeSafeError):
     """A checkpoint folder lacks what a safety-token model needs."""
 

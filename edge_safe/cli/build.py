@@ -66,6 +66,11 @@ def _sources(folder: Path) -> list[EngineSource]:
     from edge_safe.runtime.engines.builder import engine_source
 
     bundle = open_bundle(folder, provider="cpu")
+    if bundle.manifest.target == "tensorrt-rtx":
+        raise BundleError(
+            f"The engines of {folder} came with it. Run it as it is, or export it with --target "
+            "tensorrt for TensorRT itself."
+        )
     if not bundle.manifest.engines:
         raise BundleError(
             f"{folder} plans no engines: it was made for {bundle.manifest.target}. Export it with "

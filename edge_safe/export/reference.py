@@ -22,6 +22,8 @@ from edge_safe.runtime.prefill import Span
 Array = npt.NDArray[Any]
 
 STEERING_STEPS = 60
+# It ends where so many steps brought less than this share of what is missing.
+STEERING_PATIENCE, STEERING_LEAST = 8, 0.01
 # Prompts that a streamed model judges at once.
 STREAMED_BATCH = 32
 
@@ -240,12 +242,19 @@ class Reference:
         moved = torch.from_numpy(embeds).clone()
         length = float(moved.norm())
         sign = 1.0 if unsafe else -1.0
+        reached: list[float] = []
         for _ in range(STEERING_STEPS):
             with torch.enable_grad():
                 moved.requires_grad_(True)
                 odds = self._log_odds(moved, mask)[:, 0]
                 (gradient,) = torch.autograd.grad(odds.sum(), moved)
-            if sign * (float(odds.detach()) - target) > 0:
+            reached.append(sign * float(odds.detach()))
+            missing = sign * target - reached[-1]
+            if missing < 0:
+                break
+            # A head that nobody trained may not be moved by anything.
+            gained = reached[-1] - reached[-STEERING_PATIENCE:][0]
+            if len(reached) >= STEERING_PATIENCE and gained < STEERING_LEAST * missing:
                 break
             step = sign * gradient * (0.05 * length / gradient.norm().clamp_min(1e-12))
             moved = moved.detach() + step

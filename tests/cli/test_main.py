@@ -27,7 +27,10 @@ def test_the_verbs_are_those_of_the_design() -> None:
         "classify",
         "eval",
         "bench",
+        "plan",
+        "build",
         "train",
+        "wheelhouse",
         "doctor",
         "demo",
     ]

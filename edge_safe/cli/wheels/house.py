@@ -20,7 +20,7 @@ from email.message import Message
 from pathlib import Path
 
 import edge_safe
-from edge_safe.cli.wheels.pip import Outcome, TargetPip, WheelError
+from edge_safe.cli.wheels.pip import Outcome, TargetPip
 from edge_safe.errors import UsageError
 from edge_safe.export.publish import check_free, staged
 

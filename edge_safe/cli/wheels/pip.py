@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_safe.cli.wheels.platforms import Platform
-from edge_safe.errors import EdgeSafeError
 
 _DOWNLOADING = re.compile(r"^\s*Downloading (\S+\.whl)(?:\.metadata)? \((.+)\)")
 _NO_MATCH = re.compile(r"No matching distribution found for ([^\s;]+)")
@@ -28,10 +27,6 @@ _UNREACHABLE = ("connection broken by", "Could not fetch URL")
 _SHOWN = 6
 
 Tell = Callable[[str], None]
-
-
-class WheelError(EdgeSafeError):
-    """A wheel for another machine cannot be had or does not serve there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,10 +68,18 @@ def _in_blocks(low: Lowering, name: str, values: ByteArray, scales: FloatArray, 
             weight = low.g.initializer(proto)
         else:
             weight = low.weight(name, signed)
-        step = low.weight(f"{name}_scales", np.ascontiguousarray(low.steps(scales).T))
-        inputs, block = [weight, step], values.shape[2]
+        steps = low.steps(scales)
+        if bits == 8 and steps.shape[1] == 1:
+            # The builder of TensorRT for RTX 1.7.1 falls over a single block of int8.
+            inputs = [weight, low.weight(f"{name}_scales", steps[:, 0])]
+            return low.g.op("DequantizeLinear", inputs, scope=f"{name}/blocks", axis=1)
+        inputs = [weight, low.weight(f"{name}_scales", np.ascontiguousarray(steps.T))]
         return low.g.op(
-            "DequantizeLinear", inputs, scope=f"{name}/blocks", axis=0, block_size=block
+            "DequantizeLinear",
+            inputs,
+            scope=f"{name}/blocks",
+            axis=0,
+            block_size=values.shape[2],
         )
 
     return low.g.once(f"{name}/blocks", make)
