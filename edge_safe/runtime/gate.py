@@ -145,7 +145,8 @@ class Gate:
         # A single position may leave its states in place of columns.
         deferred = count == 1 and not self.own_columns
         new = 0 if deferred else count
-        present = np.empty((*past.shape[:3], columns.length + new, past.shape[4]), np.float32)
+        shape = (*past.shape[:3], columns.length + new, past.shape[4])
+        present = room(shape, self._prefill.device)
         verdicts.forget()
         binding = chunk.bind(self._prefill, "inputs_embeds", cache)
         binding.input("gate_past", past)
@@ -153,7 +154,7 @@ class Gate:
             binding.output(EARLY_VERDICT, verdicts.early)
         if self.late is not None:
             # The early exit is the end of this graph: what is clear goes no further.
-            handed = handed_on(self._prefill, width, count, present.shape[3:])
+            handed = handed_on(self._prefill, width, count, shape[3:])
             for name, value in handed.items():
                 binding.output(name, value)
             cache.bind(binding, self._prefill.layers)
@@ -183,7 +184,7 @@ class Gate:
         if deferred:
             columns.defer({**left, "hidden_states": on_host(hidden)})
         else:
-            columns.append(present[:, :, :, columns.length :])
+            columns.append(on_host(present)[:, :, :, columns.length :])
         return hidden
 
     def judge_together(

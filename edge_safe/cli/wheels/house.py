@@ -21,7 +21,7 @@ from pathlib import Path
 
 import edge_safe
 from edge_safe.cli.wheels.pip import Outcome, TargetPip
-from edge_safe.errors import UsageError
+from edge_safe.errors import UsageError, WheelError
 from edge_safe.export.publish import check_free, staged
 
 RECORD_FILE, REQUIREMENTS_FILE, INSTALL_FILE = "wheels.json", "requirements.txt", "INSTALL.txt"
