@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 from edge_safe.errors import BundleError, IntegrityError, ProviderError
 from edge_safe.runtime.external_data import external_files
 from edge_safe.runtime.manifest import Manifest, confine, load_manifest
+from edge_safe.runtime.rtx_provider import PROVIDER as AHEAD_OF_TIME
+from edge_safe.runtime.rtx_provider import context_engine, context_file
 from edge_safe.runtime.session import Session, provider_name
 
 logger = logging.getLogger(__name__)
@@ -140,14 +142,28 @@ class Bundle:
 
     def _open(self, graph: str) -> Session:
         """Checks a graph and its weights, then hands it to ONNX Runtime."""
-        path = self.check_graph(graph)
         profile = None
         if self._profile_folder is not None:
             profile = str(self._profile_folder / graph)
         provider = self._provider_of(graph)
-        if provider == "tensorrt":
+        if provider == AHEAD_OF_TIME:
+            path = self._context_of(graph)
+        elif provider == "tensorrt":
             path = self._engine_of(graph)
+        else:
+            path = self.check_graph(graph)
         return Session(path, provider, self._threads, profile)
+
+    def _context_of(self, graph: str) -> Path:
+        """The file that opens the engine of a graph that came with the bundle; both are checked."""
+        name = context_file(self.manifest.graphs[graph].file)
+        if not self.has(name):
+            raise BundleError(
+                f"{self.folder} has no {name}, which names an engine built ahead of time. Export "
+                f"it with --target {AHEAD_OF_TIME}, or choose another --provider."
+            )
+        self.file(str(PurePosixPath(name).parent / context_engine(self.read(name))))
+        return self.file(name)
 
     def _engine_of(self, graph: str) -> Path:
         """The engine of a graph, built now where this machine has none yet."""

@@ -236,8 +236,12 @@ class Engine:
         state.rewind((length, seen + len(owed.inputs)))
 
     def judges_together(self, policy: Policy) -> bool:
-        """Whether several prompts can be judged in one run: where the gate alone is asked."""
-        return self.stages(policy) == ("gate",)
+        """Whether several prompts can be judged in one run: where the gate alone is asked.
+
+        TensorRT's engines take one prompt at a time.
+        """
+        engines = self._bundle.provider.startswith("tensorrt")
+        return self.stages(policy) == ("gate",) and not engines
 
     def judge_together(
         self, prompts: Sequence[tuple[Inputs, Modality]], policy: Policy, deadline: Deadline

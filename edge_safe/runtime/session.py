@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_safe.errors import BundleError, ProviderError
+from edge_safe.runtime import rtx_provider
 from edge_safe.runtime.heap import share_one_heap
 from edge_safe.runtime.libraries import advice
 from edge_safe.runtime.packaged_libraries import load_packaged_libraries
@@ -32,10 +33,11 @@ PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
-    "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
+    rtx_provider.PROVIDER: rtx_provider.NAME,
 }
 
-DEVICES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda", "tensorrt-rtx": "cuda"}
+# A plugin comes with an onnxruntime that cannot make buffers of CUDA's: it reads the host's.
+DEVICES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda", rtx_provider.PROVIDER: "cpu"}
 
 # What providers are told whatever the graph: fp32 means fp32, not TF32.
 OPTIONS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
@@ -154,6 +156,7 @@ class Session:
     Attributes:
         runs: How often the graph was run.
         device: ``cpu`` or ``cuda``, where its large buffers belong.
+        away: Whether it computes elsewhere than in the host's memory.
     """
 
     def __init__(
@@ -192,6 +195,7 @@ class Session:
             self._session = _on_device(path, provider, settings, told)
         self._session.disable_fallback()
         self.device = DEVICES[provider]
+        self.away = provider != "cpu"
         self.inputs = [node.name for node in self._session.get_inputs()]
         self.outputs = [node.name for node in self._session.get_outputs()]
         self.runs = 0
@@ -259,10 +263,11 @@ class Binding:
         self._copied: dict[str, ort.OrtValue] = {}
 
     def input(self, name: str, source: Array | Buffer) -> None:
-        """Binds an input; a host array is read anew at every run."""
+        """Binds an input; the host's memory is read anew at every run."""
         value = _value(source)
         self._kept[name] = (source, value)
-        if self._session.device == "cpu" or isinstance(source, Buffer):
+        there = isinstance(source, Buffer) and self._session.device != "cpu"
+        if there or not self._session.away:
             self._binding.bind_ortvalue_input(name, value)
         else:
             self._copied[name] = value
@@ -278,18 +283,18 @@ class Binding:
         self._session.count()
         for name, value in self._copied.items():
             self._binding.bind_ortvalue_input(name, value)
-        away = self._session.device != "cpu"
-        if away:
+        if self._session.away:
             self._binding.synchronize_inputs()
         self._inner.run_with_iobinding(self._binding, abort.options if abort else None)
-        if away:
+        if self._session.away:
             self._binding.synchronize_outputs()
 
 
 def _settings(provider: str, threads: int | None, profile_prefix: str | None) -> ort.SessionOptions:
     """How graphs are opened."""
     settings = ort.SessionOptions()
-    settings.log_severity_level = WARNINGS_ONLY
+    # What the plugin would log is what its error says.
+    settings.log_severity_level = NOTHING if provider == rtx_provider.PROVIDER else WARNINGS_ONLY
     # Two sessions of one request alternate; a spinning pool would starve the other one.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     # Every prompt and picture has its own shape; a plan per shape would only pile up memory.
@@ -322,9 +327,15 @@ def _on_device(
     # What it would say in the log is what the error below says.
     ort.set_default_logger_severity(NOTHING)
     try:
-        session = ort.InferenceSession(
-            str(path), settings, providers=[(name, options)], enable_fallback=0
-        )
+        if provider == rtx_provider.PROVIDER:
+            settings.add_provider_for_devices([rtx_provider.gpu_device(ort)], options)
+            session = ort.InferenceSession(str(path), settings, enable_fallback=0)
+        else:
+            session = ort.InferenceSession(
+                str(path), settings, providers=[(name, options)], enable_fallback=0
+            )
+    except ProviderError:
+        raise
     except Exception as error:
         missing = loading_error(name)
         said = "" if missing else f" ONNX Runtime says: {_first_line(error)}"
@@ -410,6 +421,9 @@ def provider_name(provider: str) -> str:
     if provider not in PROVIDERS:
         raise ProviderError(f"Unknown provider '{provider}'; choose one of {', '.join(PROVIDERS)}.")
     name = PROVIDERS[provider]
+    if provider == rtx_provider.PROVIDER:
+        rtx_provider.require(ort)
+        return name
     available = ort.get_available_providers()
     if name not in available:
         raise ProviderError(

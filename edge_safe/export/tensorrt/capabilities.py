@@ -63,6 +63,16 @@ def capability_named(name: str) -> Capability:
 
 
 def check_types(layers: list[Any], capability: Capability, graph: Path) -> None:
+    """Refuses what cannot be compiled for a capability.
+
+    Args:
+        layers: Of the parsed network.
+        capability: The row.
+        graph: The ONNX file, for the message.
+
+    Raises:
+        ExportError: A layer has what the row refuses.
+    """
     for kind in capability.refuses:
         names = [layer.name for layer in layers if kind in _kinds(layer)]
         if names:

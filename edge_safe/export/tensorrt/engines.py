@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 import msgspec
@@ -12,11 +12,13 @@ from edge_safe.export.bundle_files import hash_files, write_manifest
 from edge_safe.export.clock import Clock
 from edge_safe.export.families.base import Tower
 from edge_safe.export.report import REPORT_FILE, Engines, ExportReport, write_report
+from edge_safe.export.tensorrt.context_model import write_context_model
 from edge_safe.export.tensorrt.profiles import LANGUAGE, plan_engines
 from edge_safe.export.tensorrt.releases import Release
-from edge_safe.export.tensorrt.rtx import EngineRecord, Profile, build_engine
+from edge_safe.export.tensorrt.rtx import EngineRecord, Profile, Shape, build_engine
 from edge_safe.runtime.engines.plan import EnginePlan
-from edge_safe.runtime.manifest import load_manifest
+from edge_safe.runtime.engines.plan import Profile as PlannedProfile
+from edge_safe.runtime.manifest import Graph, load_manifest
 
 AHEAD_OF_TIME = "tensorrt-rtx"
 """Target whose engines are built here; those of others are built on the device."""
@@ -51,9 +53,9 @@ def add_engines(
     if release.target == AHEAD_OF_TIME:
         with clock.step("build engines") as share:
             for number, (name, plan) in enumerate(list(plans.items())):
-                graph = folder / manifest.graphs[name].file
                 try:
-                    built.append(_build(graph, plan, capabilities))
+                    built.append(_build(folder, manifest.graphs[name], plan, capabilities))
+                    write_context_model(folder / manifest.graphs[name].file, built[-1])
                 except ExportError as error:
                     if name in LANGUAGE:
                         raise
@@ -70,11 +72,18 @@ def add_engines(
     return report
 
 
-def _build(graph: Path, plan: EnginePlan, capabilities: Sequence[str]) -> EngineRecord:
+def _build(
+    folder: Path, graph: Graph, plan: EnginePlan, capabilities: Sequence[str]
+) -> EngineRecord:
+    free = {t.name for t in graph.inputs if any(isinstance(size, str) for size in t.shape)}
+
+    def chosen(own: PlannedProfile, names: Set[str]) -> dict[str, tuple[Shape, Shape, Shape]]:
+        return {name: (r.min, r.opt, r.max) for name, r in own.shapes.items() if name in names}
+
     profiles = [
-        Profile({name: (own.min, own.opt, own.max) for name, own in profile.shapes.items()})
-        for profile in plan.profiles
+        Profile(chosen(own, free), chosen(own, own.shapes.keys() - free)) for own in plan.profiles
     ]
+    path = folder / graph.file
     return build_engine(
-        graph, graph.with_suffix(".engine"), capabilities, profiles, lambda share: None
+        path, path.with_suffix(".engine"), capabilities, profiles, lambda share: None
     )

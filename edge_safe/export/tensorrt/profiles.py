@@ -27,6 +27,9 @@ UNREAD = {"Compress", "DFT", "NonZero", "Unique"}
 # How far beyond the largest case of a tower its engine reaches, and what no case is below.
 GROWTH = 4
 
+# Contexts that fit into the gate's columns.
+COLUMNS = 4
+
 # Prompts are read from here on without loss of speed for shorter ones.
 LIKELY = 256
 
@@ -52,8 +55,9 @@ def language_plan(graph: Graph, manifest: Manifest) -> EnginePlan:
         "sequence": (1, likely, chunk),
         "total": (1, likely, context),
         "capacity": (room, room, context),
-        "gate_past": (0, 0, context),
-        "gate_total": (1, likely, context),
+        # Refused turns leave the model's caches and stay in the gate's columns.
+        "gate_past": (0, 0, COLUMNS * context),
+        "gate_total": (1, likely, COLUMNS * context + chunk),
     }
     # Were least and greatest the same, a builder would keep the weights once more, rewritten.
     tokens = prompts | {"sequence": (1, 1, 2), "gate_past": (0, 0, 1), "gate_total": (1, 1, 2)}

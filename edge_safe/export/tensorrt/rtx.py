@@ -8,24 +8,41 @@ asked, only where there is a GPU.
 
 from __future__ import annotations
 
-import gc
 import os
-import re
-import signal
-import threading
 import time
-import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
 from edge_safe.errors import ExportError
+from edge_safe.export.tensorrt.capabilities import (
+    CAPABILITIES,
+    USUAL,
+    Capability,
+    capability_named,
+    check_types,
+)
+from edge_safe.export.tensorrt.rtx_callbacks import (
+    Log,
+    make_logger,
+    make_monitor,
+    make_writer,
+    undisturbed,
+)
+from edge_safe.export.tensorrt.rtx_layers import computing, matrices_of, operands_of
+
+__all__ = [
+    "CAPABILITIES",
+    "USUAL",
+    "EngineRecord",
+    "Profile",
+    "Shape",
+    "build_engine",
+    "capability_named",
+]
 
 Shape = tuple[int, ...]
 
@@ -42,9 +59,12 @@ class Profile:
 
     Attributes:
         shapes: Least, likeliest and greatest shape of every input that has a free dimension.
+        values: Least, likeliest and greatest numbers in inputs of a fixed shape that hold whole
+            numbers; asked for where they set the shape of something else, else left aside.
     """
 
     shapes: Mapping[str, tuple[Shape, Shape, Shape]]
+    values: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
 
 
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,7 +82,8 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ``fp16 x int4`` dequantizes int4 weights to multiply them in fp16.
         weight_bytes: Memory that the weights take on the GPU; None if the builder did not say.
         activation_bytes: Memory that a run takes beside them, for each profile; likewise.
-        profiles: Least, likeliest and greatest shape by input, for each profile.
+        profiles: Least, likeliest and greatest shape by input, for each profile; of inputs that set
+            shapes, these numbers.
         tensorrt_version: Release of the builder; an engine is read by this release alone.
     """
 
@@ -107,7 +128,7 @@ def build_engine(
     if not rows:
         raise ExportError(f"Name at least one of {', '.join(CAPABILITIES)} to build {graph.name}.")
     trt = _package()
-    with _undisturbed() as halted:
+    with undisturbed() as halted:
         record = _built(trt, graph, out, rows, profiles, progress, halted)
     progress(1.0)
     return record
@@ -123,8 +144,8 @@ def _built(
     halted: list[BaseException],
 ) -> EngineRecord:
     start = time.perf_counter()
-    log = _Log()
-    builder = trt.Builder(_logger(log))
+    log = Log()
+    builder = trt.Builder(make_logger(log))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, builder.logger)
     # The parser holds what the network's weights point to, so it has to live as long.
@@ -132,16 +153,17 @@ def _built(
         raise ExportError(_complaints(parser, graph, trt.__version__))
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     for row in rows:
-        _check_types(layers, row, graph)
+        check_types(layers, row, graph)
     # A graph without free dimensions needs no profile; one with them is told which are missing.
     for number, profile in enumerate(profiles or [Profile({})]):
         _check_profile(network, profile, number, graph)
+    profiles = [_needed(network, profile) for profile in profiles]
     config = _configuration(trt, builder, rows, profiles)
     part = out.with_name(f".{out.name}.part")
     try:
         with part.open("wb") as file:
-            config.progress_monitor = _monitor(progress, halted)
-            writer = _writer(file, halted)
+            config.progress_monitor = make_monitor(progress, halted)
+            writer = make_writer(file, halted)
             built = builder.build_serialized_network_to_stream(network, config, writer)
             # A callback's exception ends in the builder, which takes what was lost for written.
             if halted:
@@ -161,19 +183,22 @@ def _built(
         raise ExportError(f"The engine {out} cannot be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
-    operands = _operands(layers)
+    operands = operands_of(layers)
     return EngineRecord(
         graph=graph.name,
         engine=out.name,
         capabilities=[row.name for row in rows],
         bytes=size,
         seconds=round(time.perf_counter() - start, 3),
-        layers=_computing(layers, operands),
-        matrices=_matrices(operands),
+        layers=computing(layers, operands),
+        matrices=matrices_of(operands),
         weight_bytes=log.weights[0] if len(log.weights) == 1 else None,
         activation_bytes=log.activations if len(log.activations) == max(len(profiles), 1) else None,
         profiles=[
-            {name: [list(shape) for shape in shapes] for name, shapes in profile.shapes.items()}
+            {
+                name: [list(shape) for shape in three]
+                for name, three in {**profile.shapes, **profile.values}.items()
+            }
             for profile in profiles
         ],
         tensorrt_version=str(trt.__version__),
@@ -212,7 +237,7 @@ def _check_profile(network: Any, profile: Profile, number: int, graph: Path) -> 
     tensors = [network.get_input(index) for index in range(network.num_inputs)]
     inputs = {tensor.name: tuple(tensor.shape) for tensor in tensors}
     where = f"Profile {number} of {graph.name}"
-    for name in profile.shapes:
+    for name in (*profile.shapes, *profile.values):
         if name not in inputs:
             raise ExportError(
                 f"{where} names {name!r}, which is no input; inputs: {', '.join(inputs)}."
@@ -238,6 +263,14 @@ def _check_profile(network: Any, profile: Profile, number: int, graph: Path) -> 
             )
 
 
+def _needed(network: Any, profile: Profile) -> Profile:
+    """A profile without the numbers that set no shape, which the builder would not take."""
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    setting = {tensor.name for tensor in tensors if tensor.is_shape_tensor}
+    kept = {name: three for name, three in profile.values.items() if name in setting}
+    return Profile(profile.shapes, kept)
+
+
 def _configuration(
     trt: Any, builder: Any, capabilities: Sequence[Capability], profiles: Sequence[Profile]
 ) -> Any:
@@ -250,5 +283,7 @@ def _configuration(
         shapes = builder.create_optimization_profile()
         for name, (least, likeliest, greatest) in profile.shapes.items():
             shapes.set_shape(name, least, likeliest, greatest)
+        for name, (least, likeliest, greatest) in profile.values.items():
+            shapes.set_shape_input(name, least, likeliest, greatest)
         config.add_optimization_profile(shapes)
     return config

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, BinaryIO
 
+
 @contextmanager
 def undisturbed() -> Iterator[list[BaseException]]:
     """Keeps garbage from being collected and Ctrl-C from being lost; gives what ended the work.
@@ -64,6 +65,7 @@ class Log:
 
 
 def make_logger(log: Log) -> Any:
+    """Keeps errors and figures of memory."""
     import tensorrt_rtx as trt
 
     class Logger(trt.ILogger):  # type: ignore[misc]

@@ -51,10 +51,12 @@ def operands_of(layers: list[Any]) -> list[list[str]]:
 
 
 def matrices_of(operands: list[list[str]]) -> dict[str, int]:
+    """How many products there are by the types they multiply."""
     return dict(Counter(" x ".join(types) for types in operands if types))
 
 
 def computing(layers: list[Any], operands: list[list[str]]) -> dict[str, int]:
+    """How many layers compute something, by type."""
     counted: Counter[str] = Counter()
     for layer, types in zip(layers, operands, strict=True):
         # Constants and the parser's own helpers stand for no node of the graph, and have no origin.

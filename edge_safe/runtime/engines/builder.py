@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 
 from edge_safe.errors import ProviderError
 from edge_safe.runtime.engines import memory
+from edge_safe.runtime.engines.agreement import require_agreement
 from edge_safe.runtime.engines.device import first_gpu, free_on_card
 from edge_safe.runtime.engines.key import Device, EngineKey
 from edge_safe.runtime.engines.plan import EnginePlan, provider_options
 from edge_safe.runtime.engines.store import EngineStore, Report
 from edge_safe.runtime.external_data import external_files
+from edge_safe.runtime.manifest import Graph
 from edge_safe.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class EngineSource:
         path: The ``.onnx`` file.
         files: Hex sha256 of that file and of its weight files, by name.
         plan: Shapes and precision.
+        entry: What the manifest says of the graph.
         need: Memory that it takes.
     """
 
@@ -49,6 +52,7 @@ class EngineSource:
     path: Path
     files: dict[str, str]
     plan: EnginePlan
+    entry: Graph
     need: memory.Need
 
     def key(self, device: Device) -> EngineKey:
@@ -73,6 +77,7 @@ def engine_source(bundle: Bundle, graph: str, plan: EnginePlan) -> EngineSource:
         path,
         {name: bundle.manifest.files[name].sha256 for name in names},
         plan,
+        entry,
         memory.Need(memory.weight_bytes(model), memory.input_bytes(entry.inputs, plan)),
     )
 
@@ -90,23 +95,29 @@ def obtain_engine(store: EngineStore, source: EngineSource, device: Device, repo
         gpu = first_gpu()
         memory.require(source.need, memory.available(), free_on_card(gpu) if gpu else None)
         _reuse_timings(store, device, folder)
-        build_engine(source.path, key.options, folder, report)
+        build_engine(source, key.options, folder, report)
 
     return store.obtain(key, build, report) / CONTEXT_FILE
 
 
-def build_engine(path: Path, options: Mapping[str, str], folder: Path, report: Report) -> None:
-    """Builds the engine of a graph and opens it once, since a full disk cuts one short in silence.
+def build_engine(
+    source: EngineSource, options: Mapping[str, str], folder: Path, report: Report
+) -> None:
+    """Builds the engine of a graph, opens it, and compares it with the graph on the CPU.
+
+    It is opened because a full disk cuts one short in silence.
 
     Args:
-        path: The ``.onnx`` file.
+        source: The graph.
         options: What the provider is told.
         folder: Where to write.
         report: Told the steps.
 
     Raises:
-        ProviderError: TensorRT did not start, or cannot build or open the engine.
+        ProviderError: TensorRT did not start, cannot build or open the engine, or the engine does
+            not compute what the graph does.
     """
+    path = source.path
     step = f"building the engine of {path.name}"
     report(step, 0.0)
     places = {
@@ -118,20 +129,22 @@ def build_engine(path: Path, options: Mapping[str, str], folder: Path, report: R
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(folder),
     }
-    names = _open(path, {**options, **places})
+    names = _names(Session(path, PROVIDER, options={**options, **places}))
     report(step, 1.0)
     context = folder / CONTEXT_FILE
-    if not context.is_file() or _open(context, {}) != names:
+    engine = Session(context, PROVIDER) if context.is_file() else None
+    if engine is None or _names(engine) != names:
         raise ProviderError(
             f"TensorRT did not take all of {path.name}, so its engine cannot stand in for it. "
             "Export the bundle with --target tensorrt, whose graphs hold TensorRT's operators "
             "alone."
         )
+    report(f"comparing the engine of {path.name} with its graph", 1.0)
+    require_agreement(path.name, source.entry, source.plan, engine, Session(path))
 
 
-def _open(path: Path, options: Mapping[str, str]) -> tuple[set[str], set[str]]:
-    """Opens a graph, closes it again and gives the names of its inputs and outputs."""
-    session = Session(path, PROVIDER, options=options)
+def _names(session: Session) -> tuple[set[str], set[str]]:
+    """Names of inputs and outputs."""
     return set(session.inputs), set(session.outputs)
 
 

@@ -1,8 +1,9 @@
 """A product with a matrix in blocks of 4 or 8 bits.
 
-TensorRT wants the middle of the range to stand for 0 (no zero points) and whole blocks. What comes
-otherwise (the gate's own matrix, embeddings that a decoder also multiplies with, odd widths) and
-what an older release does not read keeps its rounded values in floating point.
+TensorRT wants the middle of the range to stand for 0 (no zero points), scales that are not negative
+and whole blocks. What comes otherwise (the gate's own matrix, embeddings that a decoder also
+multiplies with, odd widths) and what an older release does not read keeps its rounded values in
+floating point.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def lower(low: Lowering, node: onnx.NodeProto) -> None:
     scales = low.source.array(node.input[2]).reshape(rows, blocks)
     zeros = node.input[3] if len(node.input) > 3 else ""
     name = node.input[1]
-    if not zeros and columns % block == 0 and low.release.opset >= BLOCKS:
+    whole = not zeros and columns % block == 0 and bool((scales >= 0).all())
+    if whole and low.release.opset >= BLOCKS:
         weight = _in_blocks(low, name, unpack_values(values, bits, block), scales, bits)
     else:
         points = low.source.array(zeros).reshape(rows, -1) if zeros else None
