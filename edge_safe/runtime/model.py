@@ -119,9 +119,9 @@ class SafeModel:
             policy = load_policy(Path(policy))
         engine = Engine(bundle, int(prefix_cache_mb * 2**20))
         engine.stages(policy)
-        # The tokenizer is parsed, which lets Python do nothing else, while the weights are hashed.
+        # The tokenizer is parsed while the weights are hashed and the graphs opened.
         with ThreadPoolExecutor(1) as pool:
-            checking = pool.submit(engine.check)
+            opening = pool.submit(_open, engine)
             controls = {*safety.control_token_ids, safety.safe_token_id, safety.unsafe_token_id}
             tokens = Tokens(bundle.read(TOKENIZER_FILE), sorted(controls))
             family = open_family(bundle, tokens, untrained_towers)
@@ -130,8 +130,7 @@ class SafeModel:
             template = ChatTemplate(
                 _text(bundle, TEMPLATE_FILE), _template_variables(bundle), family.placeholders
             )
-            checking.result()
-        engine.load()
+            opening.result()
         builder = PromptBuilder(
             template, tokens, safety.safe_token_id, bundle.manifest.model.context_length
         )
@@ -389,6 +388,12 @@ class SafeModel:
         with self._lock:
             if not self._free:
                 self._free.append(state)
+
+
+def _open(engine: Engine) -> None:
+    """Hashes what is opened, then opens it."""
+    engine.check()
+    engine.load()
 
 
 def _text(bundle: Bundle, name: str) -> str:
