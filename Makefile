@@ -2,7 +2,7 @@
 #
 #   make demo       build pebble's bundle, ask it five questions
 #   make test       the tests of every commit
-#   make test-all   all tests, then the table of the families
+#   make test-all   all tests, then the tables of the families and of the engines
 #
 # PyTorch's default wheels for Linux bring several GB of CUDA. To get the CPU build:
 #   make demo TORCH_INDEX=<URL of PyTorch's CPU wheel index>
@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMPS := $(VENV)/stamps
 
-.PHONY: demo test test-all families lint types docs docs-check clean
+.PHONY: demo test test-all families engines lint types docs docs-check clean
 
 demo: $(STAMPS)/demo
 	$(BIN)/edge-safe demo
@@ -29,10 +29,14 @@ test: $(STAMPS)/dev
 test-all: $(STAMPS)/dev
 	$(BIN)/python -m pytest -q
 	$(MAKE) --no-print-directory families
+	$(MAKE) --no-print-directory engines
 
 # A cell that was measured on the same code is not measured again.
 families: $(STAMPS)/dev
 	$(BIN)/python -m benchmarks.families --out build/families --page docs/families.md
+
+engines: $(STAMPS)/dev
+	$(BIN)/python -m benchmarks.engines --out build/engines --page docs/engines.md
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .

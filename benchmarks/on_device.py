@@ -2,10 +2,10 @@
 
     python benchmarks/on_device.py BUNDLE --provider cuda --data dev.jsonl --rows 200
 
-Verdicts of labelled text rows, greedy answers of the harmless ones, and times of one 256-token
-prompt: refusal, first token, decoding. With --torch CHECKPOINT the torch model judges the same rows
-on the GPU too. Ids and verdicts are kept, never what a model said. The last line is one JSON
-object.
+Verdicts of labelled text rows, of a picture and a sound, greedy answers of the harmless rows, and
+times of one 256-token prompt: refusal, first token, decoding. With --torch CHECKPOINT the torch
+model judges the same rows on the GPU too. Ids and verdicts are kept, never what a model said. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from edge_safe import Decision, SafeModel
 from edge_safe.evaluation.rows import read_rows
 from edge_safe.evaluation.speed.prompts import exact_prompt
 from edge_safe.evaluation.speed.requests import allowing, load_forgetful, refusing, refusing_late
+from edge_safe.evaluation.speed.sample_media import hum, sign
 
 ANSWER_TOKENS = 32
+# What manifests call pictures and sound.
+SENSES = {"image": {"image", "text_lines", "objects"}, "audio": {"audio", "speech"}}
 
 
 def main() -> int:
@@ -61,12 +64,33 @@ def main() -> int:
         "load_s": round(load_s, 2),
     }
     found |= _answers(device, host, [row.prompt for row in rows], options.answers)
+    found["media"] = _media(device, host)
     found["device_ms"] = _times(device, options.runs)
     found["host_ms"] = _times(host, max(3, options.runs // 4))
     if options.torch is not None:
         found["torch"] = _torch(options.torch, [row.prompt for row in rows], pairs)
     print(json.dumps(found))
     return 0
+
+
+def _media(device: SafeModel, host: SafeModel) -> dict[str, Any]:
+    """A picture and a sound, as far as the bundle takes them: the towers of both."""
+    found: dict[str, Any] = {}
+    for kind, given in (("image", {"images": [sign()]}), ("audio", {"audio": hum()})):
+        if SENSES[kind].isdisjoint(device.manifest.modalities):
+            continue
+        text = "What is this?"
+        pair = [model.assess(text, **given) for model in (device, host)]
+        times = [
+            allowing(model).generate(text, max_tokens=1, **given).timing.encode_ms
+            for model in (device, host)
+        ]
+        found[kind] = {
+            "decisions": [verdict.decision.value for verdict in pair],
+            "p_difference": abs(pair[0].p_unsafe - pair[1].p_unsafe),
+            "encode_ms": [round(value or 0.0, 1) for value in times],
+        }
+    return found
 
 
 def _answers(device: SafeModel, host: SafeModel, prompts: list[str], count: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class MatrixFormat:
         block: Columns that share a scale; 0 for all of a row, whose inputs are then rounded to 8
             bits as well, with a scale per position.
         symmetric: Whether the zero point is the middle of the range and not stored.
+        positive: With ``symmetric``, whether no scale is negative, which TensorRT does not take.
         accuracy_level: Of MatMulNBits; 4 multiplies in int8, 0 in the input's own type.
         offsets: Whether what whole zero points cannot express is kept, see ``rounding.quantize``.
         rounding: How values and scales are found.
@@ -30,6 +31,7 @@ class MatrixFormat:
     bits: int
     block: int = 32
     symmetric: bool = False
+    positive: bool = False
     accuracy_level: int = 4
     offsets: bool = False
     rounding: Rounding = "nearest"

@@ -105,7 +105,12 @@ def _nearest(weight: FloatArray, form: MatrixFormat) -> Lattice:
     """Rounds to the nearest value, with whole zero points or none."""
     grouped = _blocks(weight, form.block)
     top = 2**form.bits - 1
-    if form.symmetric:
+    if form.symmetric and form.positive:
+        # Below 0 the range has one value more.
+        middle = 2 ** (form.bits - 1)
+        scales = np.maximum(grouped.max(-1) / (middle - 1), grouped.min(-1) / -middle)
+        zeros = np.full(scales.shape, middle, dtype=np.float32)
+    elif form.symmetric:
         furthest = np.abs(grouped).argmax(-1, keepdims=True)
         middle = 2 ** (form.bits - 1)
         scales = np.take_along_axis(grouped, furthest, axis=-1)[..., 0] / -middle

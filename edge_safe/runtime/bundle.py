@@ -100,13 +100,18 @@ class Bundle:
     def check_graph(self, graph: str) -> Path:
         """Checks a graph and every weight file it points to; gives the graph's path.
 
+        Where an engine that came with the bundle runs in its place, these are the engine and the
+        context model that names it.
+
         Raises:
-            BundleError: The bundle has no such graph.
+            BundleError: The bundle has no such graph, or no such engine.
             IntegrityError: See ``file``.
         """
         if graph not in self.manifest.graphs:
             known = ", ".join(self.manifest.graphs) or "none"
             raise BundleError(f"{self.folder} has no graph '{graph}'; it has: {known}.")
+        if self._provider_of(graph) == AHEAD_OF_TIME:
+            return self._context_of(graph)
         name = self.manifest.graphs[graph].file
         for location in sorted(external_files(self.read(name))):
             self.file(str(PurePosixPath(name).parent / location))
@@ -142,20 +147,17 @@ class Bundle:
 
     def _open(self, graph: str) -> Session:
         """Checks a graph and its weights, then hands it to ONNX Runtime."""
+        path = self.check_graph(graph)
         profile = None
         if self._profile_folder is not None:
             profile = str(self._profile_folder / graph)
         provider = self._provider_of(graph)
-        if provider == AHEAD_OF_TIME:
-            path = self._context_of(graph)
-        elif provider == "tensorrt":
+        if provider == "tensorrt":
             path = self._engine_of(graph)
-        else:
-            path = self.check_graph(graph)
         return Session(path, provider, self._threads, profile)
 
     def _context_of(self, graph: str) -> Path:
-        """The file that opens the engine of a graph that came with the bundle; both are checked."""
+        """The context model of a graph; its engine is checked with it."""
         name = context_file(self.manifest.graphs[graph].file)
         if not self.has(name):
             raise BundleError(

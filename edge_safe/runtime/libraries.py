@@ -14,6 +14,7 @@ from edge_safe.runtime.jetson import Jetson, this_jetson
 from edge_safe.runtime.library_table import (
     DRIVER_STEM,
     NVIDIA_INDEX,
+    NVML_STEM,
     Library,
     install_command,
     library_named,
@@ -75,6 +76,11 @@ FAILURES = (
         r"undefined symbol: (\w+)|version `(lib\w+\.so[.\d]*)' not found",
         "libraries of different releases are mixed: {0} is not where it should be",
         "remove the older one from LD_LIBRARY_PATH, or install all of one release",
+    ),
+    Failure(
+        r"could not deserialize engine|failed to deserialize engine",
+        "this TensorRT for RTX cannot read the engine: another release built it, or for other GPUs",
+        "export the bundle again with this release, and with --capability of this GPU",
     ),
     Failure(
         r"Please install TensorRT libraries",
@@ -144,6 +150,8 @@ def how_to_get(provider: str, jetson: Jetson | None, machine: str) -> str:
         # It builds engines for compute capabilities 7.5, 8.0, 8.6, 8.9, 12.0 and 12.1.
         if jetson:
             return "use --provider tensorrt: TensorRT for RTX has no engines for Jetson's GPUs"
+        if machine != "x86_64":
+            return "use --provider cuda: its plugin (0.5.0) is published for x86_64 alone"
         return "pip install 'edge-safe[tensorrt-rtx]'"
     if jetson:
         return f"pip uninstall onnxruntime, then {JETSON_WHEEL}"
@@ -162,7 +170,7 @@ def _missing_library(
     if row is None:
         return Diagnosis(f"{name} is missing", f"install the system's package that holds {name}")
     what = f"{name} ({row.what}) is missing"
-    if row.stem == DRIVER_STEM:
+    if row.stem in (DRIVER_STEM, NVML_STEM):
         if jetson:
             return Diagnosis(what, "start the container with `--runtime nvidia`")
         return Diagnosis(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 OLDEST_DRIVER = {12: 525, 13: 580}
 
 DRIVER_STEM = "libcuda"
+NVML_STEM = "libnvidia-ml"
 
 NVIDIA_INDEX = "https://pypi.nvidia.com"
 
@@ -38,13 +39,14 @@ class Library:
     index: str = ""
 
 
+_RTX = "tensorrt-rtx"
 _CUDA = ("cuda", "tensorrt")
 _SAME = {12: 12, 13: 13}
 
 # Numbers behind .so: what providers of onnxruntime-gpu 1.31.1 (CUDA 13) and 1.23.2 (CUDA 12) are
 # linked to; for what 1.31.1 opens later (cuFFT, NVRTC, cuDNN), NVIDIA's packages for CUDA 13.
 LIBRARIES = (
-    Library(DRIVER_STEM, "NVIDIA's driver", _CUDA, {12: 1, 13: 1}),
+    Library(DRIVER_STEM, "NVIDIA's driver", (*_CUDA, _RTX), {12: 1, 13: 1}),
     Library(
         "libcudart",
         "the CUDA runtime",
@@ -95,9 +97,15 @@ LIBRARIES = (
         NVIDIA_INDEX,
     ),
     Library(
+        NVML_STEM,
+        "NVIDIA's driver, its part for tools",
+        (_RTX,),
+        {12: 1, 13: 1},
+    ),
+    Library(
         "libtensorrt_*rtx",
         "TensorRT for RTX",
-        ("tensorrt-rtx",),
+        (_RTX,),
         {12: 1, 13: 1},
         {12: "'edge-safe[tensorrt-rtx]'", 13: "'edge-safe[tensorrt-rtx]'"},
     ),

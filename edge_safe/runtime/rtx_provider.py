@@ -11,13 +11,15 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import platform
 import threading
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edge_safe.errors import BundleError, ProviderError
-from edge_safe.runtime.libraries import advice
+from edge_safe.runtime.jetson import this_jetson
+from edge_safe.runtime.libraries import advice, how_to_get
 from edge_safe.runtime.wire_format import read_fields
 
 PROVIDER = "tensorrt-rtx"
@@ -75,7 +77,8 @@ def require(ort: Any) -> None:
     if importlib.util.find_spec(PACKAGE) is None:
         raise ProviderError(
             f"Provider '{PROVIDER}' ({NAME}) is a plugin that is not installed: "
-            f"{advice(PROVIDER, '')} Or choose another --provider."
+            f"{how_to_get(PROVIDER, this_jetson(), platform.machine())}. Or choose another "
+            "--provider."
         )
     if tuple(map(int, ort.__version__.split(".")[:2])) < OLDEST:
         raise ProviderError(

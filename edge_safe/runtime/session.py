@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from platform import machine
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from edge_safe.errors import BundleError, ProviderError
 from edge_safe.runtime import rtx_provider
 from edge_safe.runtime.heap import share_one_heap
-from edge_safe.runtime.libraries import advice
+from edge_safe.runtime.jetson import this_jetson
+from edge_safe.runtime.libraries import advice, how_to_get
 from edge_safe.runtime.packaged_libraries import load_packaged_libraries
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -40,7 +42,9 @@ PROVIDERS = {
 DEVICES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda", rtx_provider.PROVIDER: "cpu"}
 
 # What providers are told whatever the graph: fp32 means fp32, not TF32.
-OPTIONS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
+OPTIONS: dict[str, dict[str, str]] = {
+    "cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+}
 
 # What ONNX Runtime leaves to the CPU in a graph that runs elsewhere is to be shapes and conditions,
 # never one of these.
@@ -304,6 +308,9 @@ def _settings(provider: str, threads: int | None, profile_prefix: str | None) ->
         settings.add_session_config_entry("session.use_env_allocators", "1")
         # Weights stay outside of it, so that they go when the graph does.
         settings.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        # Of products with weights behind DequantizeLinear, which are TensorRT's, it makes kernels
+        # of its own; by default those round their inputs to 8 bits, which TensorRT does not.
+        settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     else:
         settings.add_session_config_entry(_ASSIGNMENT, "1")
     if threads is not None:
@@ -428,6 +435,7 @@ def provider_name(provider: str) -> str:
     if name not in available:
         raise ProviderError(
             f"Provider '{provider}' ({name}) is not in this onnxruntime {ort.__version__}, which "
-            f"has {', '.join(available)}: {advice(provider, '')} Or choose another --provider."
+            f"has {', '.join(available)}: {how_to_get(provider, this_jetson(), machine())}. "
+            "Or choose another --provider."
         )
     return name

@@ -34,6 +34,8 @@ FORMATS = [
     MatrixFormat(4, offsets=True),
     MatrixFormat(8),
     MatrixFormat(8, symmetric=True),
+    MatrixFormat(4, 64, symmetric=True, positive=True),
+    MatrixFormat(8, 64, symmetric=True, positive=True),
 ]
 
 
@@ -66,6 +68,19 @@ def run_linear(tmp_path: Path, weight: np.ndarray, form: MatrixFormat, x: np.nda
     g.op("Identity", [product], scope="out", outputs=["y"])
     g.save(tmp_path / "linear.onnx")
     return Session(tmp_path / "linear.onnx", threads=1).run({"x": x[None]})["y"][0]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_where_scales_are_to_be_positive_none_is_negative(bits: int) -> None:
+    weight = weights(32, 128)
+    weight[:, :64] -= 0.5
+    weight[0, :64], weight[1, 64:] = 0.0, -np.abs(weight[1, 64:])
+    form = MatrixFormat(bits, 64, symmetric=True, positive=True)
+    packed = quantize(weight, form)
+    assert (packed.scales >= 0).all()
+    step = packed.scales.repeat(64, axis=1)
+    found = dequantize(packed, form, 128)
+    assert (np.abs(found - weight) <= step / 2 * (1 + 1e-5)).all()
 
 
 def test_low_half_of_a_byte_is_the_even_column() -> None:

@@ -308,6 +308,55 @@ def test_a_profile_that_does_not_fit_the_graph_is_refused(
         build_engine(graph, tmp_path / "gate.engine", ["SM89"], profiles, _ignore)
 
 
+def _counted(path: Path) -> Path:
+    """A table of as many rows as an input's value says, added to x."""
+    nodes = [
+        helper.make_node("Squeeze", ["count", "axis"], ["n"], name="n"),
+        helper.make_node("Range", ["zero", "n", "one"], ["steps"], name="steps"),
+        helper.make_node("Gather", ["table", "steps"], ["rows"], name="rows"),
+        helper.make_node("Add", ["x", "rows"], ["y"], name="add"),
+        helper.make_node("Cast", ["flag"], ["f"], name="flag", to=HALF),
+        helper.make_node("Mul", ["y", "f"], ["z"], name="scale"),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", HALF, ["rows", WIDTH]),
+        helper.make_tensor_value_info("count", TensorProto.INT64, [1]),
+        helper.make_tensor_value_info("flag", TensorProto.INT64, [1]),
+    ]
+    numbers = {"axis": np.array([0]), "zero": np.array(0), "one": np.array(1)}
+    weights = [numpy_helper.from_array(value, name) for name, value in numbers.items()]
+    result = helper.make_tensor_value_info("z", HALF, ["rows", WIDTH])
+    table = _weights("table", (INNER, WIDTH))
+    graph = helper.make_graph(nodes, path.stem, inputs, [result], [*weights, table])
+    opset = helper.make_opsetid("", 21)
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+    )
+    return path
+
+
+@rtx
+def test_values_that_set_shapes_are_asked_for_and_others_left_aside(tmp_path: Path) -> None:
+    graph = _counted(tmp_path / "tower.onnx")
+    shapes = {"x": ((2, WIDTH), (50, WIDTH), (200, WIDTH))}
+    values = {"count": ((2,), (50,), (200,)), "flag": ((0,), (1,), (4,))}
+    profile = Profile(shapes, values)
+    record = build_engine(graph, tmp_path / "tower.engine", ["SM89"], [profile], _ignore)
+    assert record.profiles == [
+        {"x": [[2, WIDTH], [50, WIDTH], [200, WIDTH]], "count": [[2], [50], [200]]}
+    ]
+
+
+@rtx
+def test_values_that_contradict_a_shape_are_an_error(tmp_path: Path) -> None:
+    graph = _counted(tmp_path / "tower.onnx")
+    profile = Profile(
+        {"x": ((2, WIDTH), (50, WIDTH), (200, WIDTH))}, {"count": ((2,), (60,), (200,))}
+    )
+    with pytest.raises(ExportError, match=r"could not build tower\.onnx.*50 != 60|60 != 50"):
+        build_engine(graph, tmp_path / "tower.engine", ["SM89"], [profile], _ignore)
+
+
 @rtx
 def test_a_failed_build_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     nodes = [helper.make_node("Add", ["x", "y"], ["z"], name="sum")]

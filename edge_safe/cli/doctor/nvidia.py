@@ -126,12 +126,14 @@ def _has(rows: list[Library], libraries: dict[str, str | None], cuda: int) -> bo
 
 
 def _tensorrt_rtx() -> Check:
-    name, package = "TensorRT for RTX", "tensorrt-rtx"
-    if there := version(package):
-        return Check(name, "ok", there)
-    return Check(
-        name, "note", "not installed", "for tensorrt-rtx: pip install 'edge-safe[tensorrt-rtx]'"
-    )
+    """What runs its engines, and what builds them."""
+    name, advice = "TensorRT for RTX", "for tensorrt-rtx: pip install 'edge-safe[tensorrt-rtx]'"
+    parts = {"plugin": "onnxruntime-ep-nv-tensorrt-rtx", "builder": "tensorrt-rtx"}
+    there = {part: found for part, package in parts.items() if (found := version(package))}
+    found = ", ".join(f"{part} {number}" for part, number in there.items())
+    if "plugin" in there:
+        return Check(name, "ok", found)
+    return Check(name, "note", f"{found}, no plugin" if found else "not installed", advice)
 
 
 def _power_mode(root: Path) -> Check:

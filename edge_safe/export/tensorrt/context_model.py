@@ -8,7 +8,6 @@ GPU yet.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import onnx
@@ -62,7 +61,7 @@ def write_context_model(graph: Path, record: EngineRecord) -> Path:
     partial = out.with_name(out.name + ".partial")
     try:
         partial.write_bytes(model.SerializeToString(deterministic=True))
-        os.replace(partial, out)
+        partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
     return out

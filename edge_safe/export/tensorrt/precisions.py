@@ -10,7 +10,7 @@ from edge_safe.errors import ExportError
 from edge_safe.export.quantization import HALF, INT8, PLAIN, ROWS, MatrixFormat, Precision
 
 # 8 bits in blocks, for releases that read weights in blocks.
-BLOCKS = MatrixFormat(8, 64, symmetric=True)
+BLOCKS = MatrixFormat(8, 64, symmetric=True, positive=True)
 
 # The smallest first: what ``auto`` tries. Towers are small, and 8 bits a row were too few for
 # them: states of pebble's audio encoder moved by half of their range.
@@ -20,7 +20,7 @@ PRECISIONS = {
         Precision(
             "int4",
             "4 bits, a scale per 64 weights, above the gate; 8 bits below it and in lm_head",
-            MatrixFormat(4, 64, symmetric=True),
+            MatrixFormat(4, 64, symmetric=True, positive=True),
             INT8,
             HALF,
             lm_head=BLOCKS,

@@ -18,7 +18,7 @@ import onnx
 from edge_safe.runtime.bundle import ON_THE_HOST
 from edge_safe.runtime.cache import STEP
 from edge_safe.runtime.engines.plan import EnginePlan, Profile, Range
-from edge_safe.runtime.manifest import Graph, Manifest
+from edge_safe.runtime.manifest import Graph, Manifest, Tensor
 from edge_safe.runtime.prefill import CHUNK
 
 # Operators that no release reads, or whose outputs have a size that only the data tells.
@@ -29,6 +29,9 @@ GROWTH = 4
 
 # Contexts that fit into the gate's columns.
 COLUMNS = 4
+
+# Numbers of a grid, and how many an input may hold that sizes are looked for in.
+GRID, MOST_VALUES = 3, 8
 
 # Prompts are read from here on without loss of speed for shorter ones.
 LIKELY = 256
@@ -78,26 +81,67 @@ def tower_plan(graph: Graph, cases: Iterable[Feeds]) -> EnginePlan:
     """The profile of a tower, from inputs that it was compared with torch on.
 
     Of an input of a fixed size that holds whole numbers the values are given: they may say what
-    size something else has.
+    size something else has. Where they are a picture's grid, as many patches go with each range as
+    the grid has places: a builder refuses two that contradict each other.
     """
     seen = list(cases)
-    shapes = {}
+    grid = _grid(graph, seen)
+    ranges = {}
     for tensor in graph.inputs:
-        if any(isinstance(size, str) for size in tensor.shape):
+        if _is_free(tensor):
             sizes = np.array([feeds[tensor.name].shape for feeds in seen])
             free = np.array([isinstance(size, str) for size in tensor.shape])
-        elif tensor.dtype == "int64" and math.prod(map(int, tensor.shape)) <= 8:
+            growth = np.where(free, GROWTH, 1)
+        elif _holds_values(tensor):
             sizes = np.array([feeds[tensor.name].reshape(-1) for feeds in seen])
-            free = np.ones(sizes.shape[1], bool)
+            growth = np.full(sizes.shape[1], GROWTH)
         else:
             continue
+        if tensor.name == grid:
+            growth = np.array([1, math.isqrt(GROWTH), math.isqrt(GROWTH)])
         largest = sizes.max(axis=0)
-        shapes[tensor.name] = Range(
-            tuple(map(int, sizes.min(axis=0))),
-            tuple(map(int, largest)),
-            tuple(map(int, np.where(free, largest * GROWTH, largest))),
-        )
+        ranges[tensor.name] = np.array([sizes.min(axis=0), largest, largest * growth])
+    if grid is not None:
+        for tensor in graph.inputs:
+            for axis in _patches(tensor, grid, seen):
+                ranges[tensor.name][:, axis] = ranges[grid].prod(axis=1)
+    shapes = {name: Range(*(tuple(map(int, row)) for row in own)) for name, own in ranges.items()}
     return EnginePlan((Profile(shapes),), fp16=graph.precision != "fp32")
+
+
+def _is_free(tensor: Tensor) -> bool:
+    return any(isinstance(size, str) for size in tensor.shape)
+
+
+def _holds_values(tensor: Tensor) -> bool:
+    """Whether an input's numbers may be sizes of something."""
+    return (
+        tensor.dtype == "int64"
+        and not _is_free(tensor)
+        and math.prod(map(int, tensor.shape)) <= MOST_VALUES
+    )
+
+
+def _grid(graph: Graph, cases: list[Feeds]) -> str | None:
+    """The input that says into how many (frames, rows, columns) of patches a picture is cut."""
+    for tensor in graph.inputs:
+        if (
+            _holds_values(tensor)
+            and math.prod(map(int, tensor.shape)) == GRID
+            and any(_patches(other, tensor.name, cases) for other in graph.inputs)
+        ):
+            return tensor.name
+    return None
+
+
+def _patches(tensor: Tensor, grid: str, cases: list[Feeds]) -> list[int]:
+    """Free axes of an input that in every case are as long as a grid has places."""
+    return [
+        axis
+        for axis, size in enumerate(tensor.shape)
+        if isinstance(size, str)
+        and all(feeds[tensor.name].shape[axis] == feeds[grid].prod() for feeds in cases)
+    ]
 
 
 def plan_engines(
