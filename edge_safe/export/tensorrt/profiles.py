@@ -27,8 +27,9 @@ UNREAD = {"Compress", "DFT", "NonZero", "Unique"}
 # How far beyond the largest case of a tower its engine reaches, and what no case is below.
 GROWTH = 4
 
-# Contexts that fit into the gate's columns.
-COLUMNS = 4
+# Columns of the gate beyond the context, for turns that were refused. A conversation with more of
+# them is answered no more: the gate fails closed.
+REFUSED = 2048
 
 # Numbers of a grid, and how many an input may hold that sizes are looked for in.
 GRID, MOST_VALUES = 3, 8
@@ -59,8 +60,8 @@ def language_plan(graph: Graph, manifest: Manifest) -> EnginePlan:
         "total": (1, likely, context),
         "capacity": (room, room, context),
         # Refused turns leave the model's caches and stay in the gate's columns.
-        "gate_past": (0, 0, COLUMNS * context),
-        "gate_total": (1, likely, COLUMNS * context + chunk),
+        "gate_past": (0, 0, context + REFUSED),
+        "gate_total": (1, likely, context + REFUSED + chunk),
     }
     # Were least and greatest the same, a builder would keep the weights once more, rewritten.
     tokens = prompts | {"sequence": (1, 1, 2), "gate_past": (0, 0, 1), "gate_total": (1, 1, 2)}
