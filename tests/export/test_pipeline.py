@@ -200,12 +200,6 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         export_bundle(tmp_path, tmp_path / "b")
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
-def test_tensorrt_is_not_built_yet(target: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="not built yet"):
-        export_bundle(tiny_checkpoint, tmp_path / "b", target=target)
-
-
 def test_unknown_target_and_precision_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="cpu, cuda"):
         export_bundle(tiny_checkpoint, tmp_path / "b", target="phone")

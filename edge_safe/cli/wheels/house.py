@@ -29,8 +29,8 @@ RECORD_FILE, REQUIREMENTS_FILE, INSTALL_FILE = "wheels.json", "requirements.txt"
 PROJECT = "edge-safe"
 # Of the source tree, what its wheel is built from.
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "edge_safe")
-# Extras that bring an onnxruntime; the two overwrite each other's files.
-RUNTIMES = ("cpu", "gpu")
+# Extras that bring an onnxruntime other than that of "gpu"; the two overwrite each other's files.
+PLAIN_RUNTIME = ("cpu", "tensorrt-rtx")
 # Packages that have source alone and are built here; one more than any extra needs.
 MOST_BUILDS = 8
 _BLOCK = 1 << 20
@@ -136,10 +136,11 @@ def _check_place(out: Path, *, overwrite: bool) -> None:
 
 
 def _check_extras(pip: TargetPip, extras: Sequence[str], brought: Sequence[Path]) -> None:
-    if all(extra in extras for extra in RUNTIMES):
+    plain = [extra for extra in PLAIN_RUNTIME if extra in extras]
+    if plain and "gpu" in extras:
         raise UsageError(
-            "The extras cpu and gpu bring two onnxruntime packages that overwrite each other; "
-            "choose one."
+            f"The extras {plain[0]} and gpu bring two onnxruntime packages that overwrite each "
+            "other; choose one."
         )
     for extra in extras:
         if extra in pip.platform.without:
