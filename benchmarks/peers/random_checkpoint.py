@@ -81,6 +81,9 @@ def write_random(shape: Shape, words: Path, folder: Path) -> None:
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    # All words are as likely as each other then, rounded or not: what random weights prefer by a
+    # hair is no answer that acceptance could test.
+    model.get_input_embeddings().weight.data *= 0.01
     safety_config = SafetyConfig(shape.hidden_size, (shape.exit_layer,))
     safety = SafetyModule(safety_config)
     model.save_pretrained(folder)
