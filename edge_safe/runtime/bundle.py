@@ -112,10 +112,8 @@ class Bundle:
             raise BundleError(f"{self.folder} has no graph '{graph}'; it has: {known}.")
         if self._provider_of(graph) == AHEAD_OF_TIME:
             return self._context_of(graph)
-        name = self.manifest.graphs[graph].file
-        for location in sorted(external_files(self.read(name))):
-            self.file(str(PurePosixPath(name).parent / location))
-        return self.file(name)
+        self._files_of(graph)
+        return self.file(self.manifest.graphs[graph].file)
 
     def run_counts(self) -> dict[str, int]:
         """How often each graph was run; graphs that were never opened count 0."""
@@ -154,7 +152,41 @@ class Bundle:
         provider = self._provider_of(graph)
         if provider == "tensorrt":
             path = self._engine_of(graph)
-        return Session(path, provider, self._threads, profile)
+        session = Session(path, provider, self._threads, profile)
+        if provider == AHEAD_OF_TIME:
+            self._compare(graph, session)
+        return session
+
+    def _compare(self, graph: str, engine: Session) -> None:
+        """Compares an engine that came with the bundle with its graph, once on this device.
+
+        Raises:
+            ProviderError: They do not compute the same.
+        """
+        from edge_safe.runtime.engines.agreed import once_on_this_device
+        from edge_safe.runtime.engines.agreement import require_agreement
+
+        entry, plan = self.manifest.graphs[graph], self.manifest.engines[graph]
+        names = sorted(self._files_of(graph) | {context_file(entry.file)})
+        names.append(context_engine(self.read(context_file(entry.file))))
+
+        def compare() -> None:
+            logger.warning("comparing the engine of %s with its graph, once on this device", graph)
+            host = Session(self.file(entry.file), "cpu", self._threads)
+            require_agreement(graph, entry, plan, engine, host)
+
+        files = {name: self.manifest.files[name].sha256 for name in names}
+        once_on_this_device(files, compare)
+        engine.runs = 0
+
+    def _files_of(self, graph: str) -> set[str]:
+        """A graph's file and those of its weights, checked."""
+        name = self.manifest.graphs[graph].file
+        parent = PurePosixPath(name).parent
+        found = {name, *(str(parent / place) for place in external_files(self.read(name)))}
+        for file in sorted(found):
+            self.file(file)
+        return found
 
     def _context_of(self, graph: str) -> Path:
         """The context model of a graph; its engine is checked with it."""
@@ -255,6 +287,11 @@ def open_bundle(
         raise ProviderError(
             f"{folder} was exported for {manifest.target}, which TensorRT does not read. Export it "
             f"with --target {chosen}, or choose another --provider."
+        )
+    if {chosen, manifest.target} == {"tensorrt", AHEAD_OF_TIME}:
+        raise ProviderError(
+            f"{folder} was exported for {manifest.target}, whose graphs and engines are not "
+            f"those of {chosen}. Export it with --target {chosen}, or choose another --provider."
         )
     return Bundle(folder, manifest, chosen, threads, profile_folder)
 

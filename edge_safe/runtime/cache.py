@@ -75,15 +75,17 @@ class KeyValueCache:
             raise PromptError(
                 f"The conversation needs {length} positions; this model holds {self._limit}."
             )
-        old, kept = self._buffers, self.length
-        self.capacity = min(self._limit, -(-length // STEP) * STEP)
-        self._buffers = []
+        kept = self.length
+        capacity = min(self._limit, -(-length // STEP) * STEP)
+        buffers = []
         heads, width = self._shape
         for index in range(2 * self._layers):
-            grown = np.zeros((1, heads, self.capacity, width), self._dtype)
+            grown = np.zeros((1, heads, capacity, width), self._dtype)
             if kept:
-                grown[:, :, :kept] = old[index].numpy()[:, :, :kept]
-            self._buffers.append(Buffer(grown, self._device))
+                grown[:, :, :kept] = self._buffers[index].numpy()[:, :, :kept]
+            buffers.append(Buffer(grown, self._device))
+        # Only now: where memory ran out on the way, all is as it was.
+        self._buffers, self.capacity = buffers, capacity
         return True
 
     def bind(self, binding: Binding, layers: range) -> None:

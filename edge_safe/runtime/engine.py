@@ -226,7 +226,9 @@ class Engine:
         whole = join([owed.inputs, self.embed([self._safe_token])])
         try:
             state.cache.reserve(length + len(whole))
-            gate.prefill(whole, state.cache, state.columns, deadline, owed.spans)
+            passage = gate.prefill(whole, state.cache, state.columns, deadline, owed.spans)
+            if passage.ended_early:
+                raise GateError("it was not read to its end")
         except BaseException as error:
             state.rewind(before)
             state.owed = owed

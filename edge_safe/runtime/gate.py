@@ -168,7 +168,7 @@ class Gate:
         elif verdicts.early is not None:
             binding.input(EARLY_BOUND, np.full(1, bound, np.float32))
         hidden = room((1, count, width), self._prefill.device)
-        left = states_left(self._prefill, width, 1) if deferred else {}
+        left = states_left(self._prefill, width) if deferred else {}
         outputs: dict[str, Array | Buffer] = {
             **left,
             "hidden_states": hidden,
@@ -232,7 +232,8 @@ class Gate:
         if self.late is None:
             found = _run_on(self._prefill, feeds, empty, deadline, wanted)
             return found["verdict_logits"], found.get(EARLY_VERDICT)
-        first = _run_on(self._prefill, feeds, empty, deadline, self._prefill.outputs)
+        handed = [n for n in self._prefill.outputs if not n.startswith("present.")]
+        first = _run_on(self._prefill, feeds, empty, deadline, handed)
         early = first[EARLY_VERDICT]
         if (early[:, 0] - early[:, 1] >= feeds[EARLY_BOUND]).all():
             return np.full_like(early, np.nan), early
@@ -260,8 +261,11 @@ class Verdicts:
 
     def clear(self, bound: float) -> bool:
         """Whether the early exit's log-odds reach a bound; those of NaN never do."""
-        return self.early is not None and bool(
-            self.early[0, 0] - self.early[0, 1] >= np.float32(bound)
+        # Without a bound nothing is clear, whatever the logits are.
+        return (
+            self.early is not None
+            and math.isfinite(bound)
+            and bool(self.early[0, 0] - self.early[0, 1] >= np.float32(bound))
         )
 
 
@@ -273,14 +277,17 @@ def _run_on(
     wanted: Sequence[str],
 ) -> dict[str, Array]:
     """Runs a graph on those of the feeds that it takes, every cache being the same."""
-    taken = {name: feeds.get(name, cache) for name in session.inputs}
+    taken = {
+        name: cache if name.startswith("past_key_values.") else feeds[name]
+        for name in session.inputs
+    }
     return session.run(taken, deadline.abort, [n for n in wanted if n in session.outputs])
 
 
-def states_left(session: Session, width: int, count: int = 1) -> dict[str, Array]:
-    """Room (1, n, d) for the states that n positions leave beside ``hidden_states``."""
+def states_left(session: Session, width: int) -> dict[str, Array]:
+    """Room (1, 1, d) for the states that one position leaves beside ``hidden_states``."""
     names = (name for name in session.outputs if name.startswith(STATES))
-    return {name: np.empty((1, count, width), np.float32) for name in names}
+    return {name: np.empty((1, 1, width), np.float32) for name in names}
 
 
 def handed_on(

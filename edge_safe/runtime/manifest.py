@@ -20,6 +20,9 @@ MANIFEST_FILE = "edge_safe.json"
 CAPACITY = "capacity"
 """Length of caches of which a graph needs all the places at once."""
 
+LANGUAGE = ("gate", "gate_late", "decoder")
+"""Graphs that an engine is planned of wherever one is planned at all."""
+
 LATE = "_late"
 """Ending of the name of the graph that goes on behind the early exit, where that is one's end."""
 

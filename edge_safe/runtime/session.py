@@ -78,6 +78,8 @@ share_one_heap()
 def share_one_arena() -> None:
     """Lets the graphs on the CPU take intermediate results from one arena of this process.
 
+    Called under ``_counting``, since graphs are opened side by side.
+
     They run one after the other, so that what the last one has used serves the next. It is made
     when the first of them is opened, and goes before one that another library has made.
     """
@@ -304,7 +306,8 @@ def _settings(provider: str, threads: int | None, profile_prefix: str | None) ->
     # Every prompt and picture has its own shape; a plan per shape would only pile up memory.
     settings.enable_mem_pattern = False
     if provider == "cpu":
-        share_one_arena()
+        with _counting:
+            share_one_arena()
         settings.add_session_config_entry("session.use_env_allocators", "1")
         # Weights stay outside of it, so that they go when the graph does.
         settings.add_session_config_entry("session.use_device_allocator_for_initializers", "1")

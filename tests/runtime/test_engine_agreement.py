@@ -71,3 +71,35 @@ def test_inputs_have_the_profile_s_likeliest_shapes(manifest: Manifest) -> None:
         feeds = made_up(manifest.graphs["gate"], plan, number)
         for name, sizes in profile.shapes.items():
             assert feeds[name].shape == sizes.opt
+
+
+def test_numbers_beyond_what_float16_squares_are_among_the_inputs(manifest: Manifest) -> None:
+    plan, graph = manifest.engines["gate"], manifest.graphs["gate"]
+    plain, outlying = (
+        made_up(graph, plan, 0, outlying=flag)["inputs_embeds"] for flag in (False, True)
+    )
+    assert np.square(np.abs(outlying).max(), dtype=np.float64) > np.finfo(np.float16).max
+    np.testing.assert_array_equal(plain[:, 1:], outlying[:, 1:])
+
+
+def test_a_norm_that_overflows_in_float16_is_noticed(bundle: Path, manifest: Manifest) -> None:
+    entry = manifest.graphs["gate"]
+    host = Session(bundle / entry.file)
+
+    class Overflowing(Changed):
+        """What a norm in float16 leaves of states whose squares it cannot hold: nothing."""
+
+        def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+            embeds = feeds["inputs_embeds"].copy()
+            embeds[np.square(embeds, dtype=np.float64).max(-1) > np.finfo(np.float16).max] = 0.0
+            return self._session.run({**feeds, "inputs_embeds": embeds})
+
+    with pytest.raises(ProviderError, match="is not used"):
+        require_agreement("gate", entry, manifest.engines["gate"], Overflowing(host, "", 0.0), host)
+
+
+def test_an_output_without_a_number_proves_nothing(bundle: Path, manifest: Manifest) -> None:
+    entry = manifest.graphs["gate"]
+    broken = Changed(Session(bundle / entry.file), "verdict_logits", float("nan"))
+    with pytest.raises(ProviderError, match="verdict_logits"):
+        require_agreement("gate", entry, manifest.engines["gate"], broken, broken)

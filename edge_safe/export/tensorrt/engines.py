@@ -13,12 +13,12 @@ from edge_safe.export.clock import Clock
 from edge_safe.export.families.base import Tower
 from edge_safe.export.report import REPORT_FILE, Engines, ExportReport, write_report
 from edge_safe.export.tensorrt.context_model import write_context_model
-from edge_safe.export.tensorrt.profiles import LANGUAGE, plan_engines
+from edge_safe.export.tensorrt.profiles import plan_engines
 from edge_safe.export.tensorrt.releases import Release
 from edge_safe.export.tensorrt.rtx import EngineRecord, Profile, Shape, build_engine
 from edge_safe.runtime.engines.plan import EnginePlan
 from edge_safe.runtime.engines.plan import Profile as PlannedProfile
-from edge_safe.runtime.manifest import Graph, load_manifest
+from edge_safe.runtime.manifest import LANGUAGE, Graph, load_manifest
 
 AHEAD_OF_TIME = "tensorrt-rtx"
 """Target whose engines are built here; those of others are built on the device."""

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from edge_safe.errors import ExportError
 from edge_safe.runtime.bundle import ON_THE_HOST
 from edge_safe.runtime.cache import STEP
 from edge_safe.runtime.engines.plan import EnginePlan, Profile, Range
-from edge_safe.runtime.manifest import Graph, Manifest, Tensor
+from edge_safe.runtime.manifest import LANGUAGE, Graph, Manifest, Tensor
 from edge_safe.runtime.prefill import CHUNK
 
 # Operators that no release reads, or whose outputs have a size that only the data tells.
@@ -36,8 +37,6 @@ GRID, MOST_VALUES = 3, 8
 
 # Prompts are read from here on without loss of speed for shorter ones.
 LIKELY = 256
-
-LANGUAGE = ("gate", "gate_late", "decoder")
 
 Feeds = Mapping[str, npt.NDArray[np.generic]]
 
@@ -64,7 +63,7 @@ def language_plan(graph: Graph, manifest: Manifest) -> EnginePlan:
         "gate_total": (1, likely, context + REFUSED + chunk),
     }
     # Were least and greatest the same, a builder would keep the weights once more, rewritten.
-    tokens = prompts | {"sequence": (1, 1, 2), "gate_past": (0, 0, 1), "gate_total": (1, 1, 2)}
+    tokens = prompts | {"sequence": (1, 1, 2), "gate_past": (0, 0, 1), "gate_total": (1, 1, 3)}
     profiles = [
         Profile(
             {
@@ -157,12 +156,17 @@ def plan_engines(
 
     Returns:
         The plans by graph, and of every other graph why it runs on the CPU.
+
+    Raises:
+        ExportError: TensorRT does not read a graph of the language model.
     """
     plans, left = {}, dict.fromkeys(ON_THE_HOST, "it looks up rows, which is the host's work")
     for name, graph in manifest.graphs.items():
         if name in left:
             continue
         reason = why_no_engine(folder / graph.file)
+        if reason is not None and name in LANGUAGE:
+            raise ExportError(f"No engine can be built of {name}: {reason}.")
         if reason is not None:
             left[name] = reason
         elif name in LANGUAGE:

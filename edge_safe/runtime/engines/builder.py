@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -33,6 +34,8 @@ PROVIDER = "tensorrt"
 CONTEXT_FILE = "engine.onnx"
 
 _CACHE_VARIABLE = "EDGE_SAFE_CACHE"
+
+_building = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +95,12 @@ def obtain_engine(store: EngineStore, source: EngineSource, device: Device, repo
     key = source.key(device)
 
     def build(folder: Path, report: Report) -> None:
-        gpu = first_gpu()
-        memory.require(source.need, memory.available(), free_on_card(gpu) if gpu else None)
-        _reuse_timings(store, device, folder)
-        build_engine(source, key.options, folder, report)
+        # One after the other: each takes all the memory, and TensorRT times what it builds.
+        with _building:
+            gpu = first_gpu()
+            memory.require(source.need, memory.available(), free_on_card(gpu) if gpu else None)
+            _reuse_timings(store, device, folder)
+            build_engine(source, key.options, folder, report)
 
     return store.obtain(key, build, report) / CONTEXT_FILE
 

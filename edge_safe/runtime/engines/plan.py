@@ -77,6 +77,8 @@ def provider_options(plan: EnginePlan) -> dict[str, str]:
         "trt_profile_opt_shapes": _written(plan, lambda sizes: sizes.opt),
         "trt_profile_max_shapes": _written(plan, lambda sizes: sizes.max),
         "trt_fp16_enable": "1" if plan.fp16 else "0",
+        # The squares of a norm are beyond float16 where a state is beyond 256.
+        "trt_layer_norm_fp32_fallback": "1",
         "trt_int8_enable": "1" if plan.int8 else "0",
     }
 

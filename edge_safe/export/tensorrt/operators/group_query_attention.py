@@ -8,6 +8,7 @@ shapes stay the same from token to token.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,7 +21,8 @@ from edge_safe.export.tensorrt.lowering import Lowering, attributes
 from edge_safe.export.tensorrt.operators.rotary_embedding import turn
 
 # Places of the kernel's inputs.
-_CACHES, _TABLES = (3, 4), (7, 8, 9)
+_CACHES, _TABLES, _BIAS = (3, 4), (7, 8, 9), 10
+_NOT_LOWERED = ("softcap", "smooth_softmax", "rotary_interleaved")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,13 @@ def lower(low: Lowering, node: onnx.NodeProto) -> None:
     caches = [node.input[slot] for slot in _CACHES]
     if "kv_cache_bit_width" in found:
         raise ExportError("TensorRT's graphs keep keys and values as fp32 or fp16, not as int8.")
+    for name in _NOT_LOWERED:
+        if found.get(name, 0):
+            raise ExportError(f"{scope} has {name}, which is not lowered for TensorRT.")
+    # What hides positions outside a window stands in the attribute as well.
+    extra = [value for slot, value in enumerate(node.input) if slot > _BIAS and value]
+    if extra or (len(node.input) > _BIAS and node.input[_BIAS] and window_of(found) <= 0):
+        raise ExportError(f"{scope} has inputs that are not lowered for TensorRT.")
     width = _width(low, caches[0])
     shape = Shape(found["num_heads"], found["kv_num_heads"], width)
     query, key, value = _heads(low, node, shape)
@@ -66,6 +75,11 @@ def lower(low: Lowering, node: onnx.NodeProto) -> None:
             low.float_of(grown, g.op("Cast", [grown], scope=f"{scope}/float", to=FLOAT))
     mixed = _attend(low, query, present, shape, found, scope)
     g.op("Identity", [mixed], scope=scope, outputs=[node.output[0]])
+
+
+def window_of(found: dict[str, Any]) -> int:
+    """Positions that a position sees at most; -1 for all before it."""
+    return int(found.get("local_window_size", -1))
 
 
 def _width(low: Lowering, cache: str) -> int:
@@ -103,12 +117,12 @@ def _attend(
     query: str,
     present: list[str],
     shape: Shape,
-    found: dict[str, object],
+    found: dict[str, Any],
     scope: str,
 ) -> str:
     """(B, S, query heads * D) of queries (B, S, heads, D) over caches (B, key heads, C, D)."""
     g, group = low.g, shape.query // shape.key
-    scaled = g.op("Mul", [query, g.floats(found["scale"])], scope=scope)  # type: ignore[arg-type]
+    scaled = g.op("Mul", [query, g.floats(found["scale"])], scope=scope)
     split = g.constant([0, 0, shape.key, group, shape.width])
     rows = g.op("Reshape", [scaled, split], scope=scope)
     rows = g.op("Transpose", [rows], scope=scope, perm=[0, 2, 3, 1, 4])
@@ -120,8 +134,8 @@ def _attend(
     )
     columns = g.op("Transpose", [keys], scope=scope, perm=[0, 1, 2, 4, 3])
     score = low.product(rows, columns, f"{scope}/score")
-    window = found.get("local_window_size", -1)
-    seen = g.once(f"cache/seen.{window}", lambda: _seen(g, int(str(window))))
+    window = window_of(found)
+    seen = g.once(f"cache/seen.{window}", lambda: _seen(g, window))
     score = g.op("Where", [seen, score, g.floats(HIDDEN)], scope=scope)
     share = g.op("Softmax", [score], scope=scope, axis=-1)
     mixed = low.product(share, values, f"{scope}/mixed")

@@ -16,7 +16,8 @@ def lower(low: Lowering, node: onnx.NodeProto) -> None:
 def normalize(low: Lowering, x: str, weight: str, eps: float, scope: str, output: str) -> None:
     """RMSNorm of x in its own type (float32 everywhere but in products)."""
     g = low.g
-    square = g.op("Mul", [x, x], scope=scope)
+    # A power, since TensorRT's provider keeps those in front of a mean in float32 when it is told.
+    square = g.op("Pow", [x, g.floats(2.0)], scope=scope)
     mean = g.op("ReduceMean", [square, g.constant([-1])], scope=scope, keepdims=1)
     root = g.op("Sqrt", [g.op("Add", [mean, g.floats(eps)], scope=scope)], scope=scope)
     share = g.op("Div", [x, root], scope=scope)
