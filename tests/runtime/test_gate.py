@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_safe.errors import GateError
-from edge_safe.runtime.gate import judge
+from edge_safe.runtime.gate import Verdicts, judge
 from edge_safe.runtime.manifest import StageCalibration
 from edge_safe.runtime.prefill import attention_ends, chunks
 from edge_safe.runtime.verdict import Decision
@@ -100,3 +100,19 @@ def test_every_position_of_a_span_sees_its_last_one(
     )
     last = {i: stop - 1 for first, stop in spans for i in range(first, stop)}
     assert found.tolist() == [past + last.get(i, i) for i in range(total)]
+
+
+@pytest.mark.parametrize("odds", [0.0, 50.0, np.inf, np.nan])
+def test_without_a_bound_nothing_is_clear(odds: float) -> None:
+    verdicts = Verdicts(has_early=True)
+    assert verdicts.early is not None
+    verdicts.early[:] = [[odds, 0.0]]
+    assert not verdicts.clear(math.inf)
+
+
+@pytest.mark.parametrize(("odds", "clear"), [(2.0, True), (1.9, False), (np.nan, False)])
+def test_what_reaches_the_bound_is_clear(odds: float, clear: bool) -> None:
+    verdicts = Verdicts(has_early=True)
+    assert verdicts.early is not None
+    verdicts.early[:] = [[odds, 0.0]]
+    assert verdicts.clear(2.0) is clear
