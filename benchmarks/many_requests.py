@@ -1,9 +1,10 @@
 """How many verdicts a second, many at once beside one by one.
 
-    python benchmarks/many_requests.py BUNDLE [--requests 10000] [--rounds 10]
+    python benchmarks/many_requests.py BUNDLE [--requests 10000] [--rounds 10] [--words N]
 
 Harmless prompts of made-up words, half of them short commands, the others up to 400 words, each
 with a system text of its own first, so that no two begin alike and nothing kept can be used again.
+With --words all have that many words: several calls give the curve over the length.
 Both ways take turns, a round each on the same requests, every other round the other way first:
 ``SafeModel.assess`` on a model whose operators use all cores, and ``assess_many`` on one that gives
 each run one thread, as ``edge-safe classify`` does. The last line is one JSON object:
@@ -36,8 +37,8 @@ SYLLABLES = [first + second for first in "bdklm" for second in "aeiou"]
 SHORT_WORDS, LONG_WORDS = 20, 400
 
 
-def made_up(count: int, context: int) -> list[AssessRequest]:
-    """Requests of mixed length that fit a context; the same at every call."""
+def made_up(count: int, context: int, length: int | None = None) -> list[AssessRequest]:
+    """Requests that fit a context, of mixed length or of one; the same at every call."""
     chance = random.Random(0)
     # A made-up word may take six tokens, of a tokenizer that knows single characters alone.
     most = [min(words, context // 12) for words in (SHORT_WORDS, LONG_WORDS)]
@@ -49,7 +50,7 @@ def made_up(count: int, context: int) -> list[AssessRequest]:
         return " ".join(word() for _ in range(words))
 
     return [
-        AssessRequest(text(chance.randint(3, most[number % 2])), system=text(4))
+        AssessRequest(text(length or chance.randint(3, most[number % 2])), system=text(4))
         for number in range(count)
     ]
 
@@ -67,10 +68,12 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--words", type=int, default=None)
     options = parser.parse_args()
     cores = available_cores()
     alone = load_forgetful(options.bundle, threads=cores)
-    requests = made_up(options.requests, alone.manifest.model.context_length)
+    context = alone.manifest.model.context_length
+    requests = made_up(options.requests, context, options.words)
     size = -(-len(requests) // options.rounds)
 
     def one_by_one(part: list[AssessRequest]) -> list[Verdict]:
