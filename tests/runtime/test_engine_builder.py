@@ -56,6 +56,7 @@ def test_profiles_are_written_one_after_the_other() -> None:
         "trt_profile_opt_shapes": "n:1,x:1x128x64,n:1,x:1x1x64",
         "trt_profile_max_shapes": "n:1,x:1x512x64,n:1,x:1x2x64",
         "trt_fp16_enable": "1",
+        "trt_layer_norm_fp32_fallback": "1",
         "trt_int8_enable": "0",
     }
 
