@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 import threading
 from pathlib import Path, PurePosixPath
 
@@ -22,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 ON_THE_HOST = ("embed_tokens",)
 """Graphs that run on the CPU whatever the provider: words and media are joined there."""
-
-# Reading and hashing a block lets other threads run Python; between blocks it waits for them.
-_HASH_BLOCK = 1 << 28
 
 
 class Bundle:
@@ -297,10 +295,10 @@ def open_bundle(
 
 
 def sha256_file(path: Path) -> str:
-    """Lower-case hex sha256 of a file, read in large blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as stream:
-        block = memoryview(bytearray(min(_HASH_BLOCK, max(1, path.stat().st_size))))
-        while count := stream.readinto(block):
-            digest.update(block[:count])
-    return digest.hexdigest()
+    """Lower-case hex sha256 of a file."""
+    with path.open("rb") as stream:
+        if not path.stat().st_size:
+            return hashlib.sha256().hexdigest()
+        # Nothing is copied, and other threads run Python until all of it is hashed.
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+            return hashlib.sha256(whole).hexdigest()
