@@ -64,9 +64,10 @@ def _sources(folder: Path) -> list[EngineSource]:
     """The graphs of a bundle that have a plan for an engine."""
     from edge_safe.runtime.bundle import open_bundle
     from edge_safe.runtime.engines.builder import engine_source
+    from edge_safe.runtime.rtx_provider import PROVIDER as AHEAD_OF_TIME
 
     bundle = open_bundle(folder, provider="cpu")
-    if bundle.manifest.target == "tensorrt-rtx":
+    if bundle.manifest.target == AHEAD_OF_TIME:
         raise BundleError(
             f"The engines of {folder} came with it. Run it as it is, or export it with --target "
             "tensorrt for TensorRT itself."

@@ -128,6 +128,8 @@ def command(
     if not re.fullmatch(r"auto|none|\d+", exit_layer):
         raise UsageError(f"--exit-layer is {exit_layer!r}; give auto, none or a layer's number")
     _check("--precision", precision, [*PRECISIONS, AUTO, *REFUSED])
+    if capability and target is not options.Provider.TENSORRT_RTX:
+        raise UsageError("--capability belongs to --target tensorrt-rtx; leave it out")
     for name in capability or ():
         _check("--capability", name, CAPABILITIES)
     _check("--embedding", embedding, TABLE_FORMATS)

@@ -102,3 +102,9 @@ def test_doctor_knows_the_provider_that_runs_here(cli) -> None:
     checks = {check["name"]: check for check in cli("doctor", "--json").document["checks"]}
     assert checks["Provider cpu"]["found"] == "CPUExecutionProvider"
     assert checks["Provider cpu"]["status"] == "ok"
+
+
+def test_capabilities_without_the_target_they_belong_to_are_refused(cli, tmp_path: Path) -> None:
+    result = cli("export", "nowhere", "--out", tmp_path / "out", "--capability", "SM89")
+    assert result.code == 2
+    assert "--target tensorrt-rtx" in result.err

@@ -19,9 +19,7 @@ from edge_safe.export.tensorrt.rtx import EngineRecord, Profile, Shape, build_en
 from edge_safe.runtime.engines.plan import EnginePlan
 from edge_safe.runtime.engines.plan import Profile as PlannedProfile
 from edge_safe.runtime.manifest import LANGUAGE, Graph, load_manifest
-
-AHEAD_OF_TIME = "tensorrt-rtx"
-"""Target whose engines are built here; those of others are built on the device."""
+from edge_safe.runtime.rtx_provider import PROVIDER as AHEAD_OF_TIME
 
 
 def add_engines(

@@ -12,8 +12,7 @@ from edge_safe.export.graphs.store import WeightStore
 from edge_safe.export.tensorrt.lowering import lower_graph
 from edge_safe.export.tensorrt.releases import Release
 from edge_safe.export.tensorrt.source import Source
-
-EMBEDDING = "embed_tokens"
+from edge_safe.runtime.bundle import ON_THE_HOST
 
 
 def lower_folder(
@@ -40,7 +39,7 @@ def lower_folder(
     with ExitStack() as opened:
         stores: dict[str, WeightStore] = {}
         for number, path in enumerate(graphs):
-            embedding = path.stem == EMBEDDING
+            embedding = path.stem in ON_THE_HOST
             name = f"{path.name}.data" if embedding else weights_of(path)
             if name not in stores:
                 stores[name] = opened.enter_context(WeightStore(out / name))
