@@ -1,10 +1,12 @@
 """How many verdicts a second, many at once beside one by one.
 
-    python benchmarks/many_requests.py BUNDLE [--requests 10000] [--rounds 10] [--words N]
+    python benchmarks/many_requests.py BUNDLE [--requests 10000] [--rounds 10]
+        [--data prompts.jsonl | --words N]
 
-Harmless prompts of made-up words, half of them short commands, the others up to 400 words, each
-with a system text of its own first, so that no two begin alike and nothing kept can be used again.
-With --words all have that many words: several calls give the curve over the length.
+With --data the prompts of a file, over and over, so that lengths are mixed as people's are.
+Otherwise harmless prompts of made-up words, half of them short commands, the others up to 400
+words; with --words all have that many words: several calls give the curve over the length. Each has
+a system text of its own first, so that no two begin alike and nothing kept can be used again.
 Both ways take turns, a round each on the same requests, every other round the other way first:
 ``SafeModel.assess`` on a model whose operators use all cores, and ``assess_many`` on one that gives
 each run one thread, as ``edge-safe classify`` does. The last line is one JSON object:
@@ -26,6 +28,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from edge_safe.evaluation.rows import read_rows
 from edge_safe.evaluation.speed.requests import load_forgetful
 from edge_safe.evaluation.speed.samples import quartiles
 from edge_safe.export.footprint import peak_memory_mb
@@ -34,7 +37,14 @@ from edge_safe.runtime.cores import available_cores
 from edge_safe.runtime.verdict import Verdict
 
 SYLLABLES = [first + second for first in "bdklm" for second in "aeiou"]
-SHORT_WORDS, LONG_WORDS = 20, 400
+SHORT_WORDS, LONG_WORDS, SYSTEM_WORDS = 20, 400, 4
+
+
+def made_up_text(chance: random.Random, words: int) -> str:
+    """Words that nobody has said."""
+    return " ".join(
+        "".join(chance.choices(SYLLABLES, k=chance.randint(1, 3))) for _ in range(words)
+    )
 
 
 def made_up(count: int, context: int, length: int | None = None) -> list[AssessRequest]:
@@ -42,17 +52,24 @@ def made_up(count: int, context: int, length: int | None = None) -> list[AssessR
     chance = random.Random(0)
     # A made-up word may take six tokens, of a tokenizer that knows single characters alone.
     most = [min(words, context // 12) for words in (SHORT_WORDS, LONG_WORDS)]
-
-    def word() -> str:
-        return "".join(chance.choices(SYLLABLES, k=chance.randint(1, 3)))
-
-    def text(words: int) -> str:
-        return " ".join(word() for _ in range(words))
-
     return [
-        AssessRequest(text(length or chance.randint(3, most[number % 2])), system=text(4))
+        AssessRequest(
+            made_up_text(chance, length or chance.randint(3, most[number % 2])),
+            system=made_up_text(chance, SYSTEM_WORDS),
+        )
         for number in range(count)
     ]
+
+
+def taken(count: int, prompts: list[str]) -> list[AssessRequest]:
+    """Requests with given prompts, shuffled, each behind a system text of its own."""
+    chance = random.Random(0)
+    found = [
+        AssessRequest(prompts[number % len(prompts)], system=made_up_text(chance, SYSTEM_WORDS))
+        for number in range(count)
+    ]
+    chance.shuffle(found)
+    return found
 
 
 def timed(judge: Callable[[], list[Verdict]]) -> tuple[float, list[Verdict]]:
@@ -68,12 +85,19 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--words", type=int, default=None)
+    lengths = parser.add_mutually_exclusive_group()
+    lengths.add_argument("--words", type=int)
+    lengths.add_argument("--data", type=Path, help="JSON lines with a field 'prompt'")
     options = parser.parse_args()
     cores = available_cores()
     alone = load_forgetful(options.bundle, threads=cores)
     context = alone.manifest.model.context_length
-    requests = made_up(options.requests, context, options.words)
+    if options.data is None:
+        requests = made_up(options.requests, context, options.words)
+    else:
+        requests = taken(
+            options.requests, [row.prompt for row in read_rows(options.data, labelled=False)]
+        )
     size = -(-len(requests) // options.rounds)
 
     def one_by_one(part: list[AssessRequest]) -> list[Verdict]:

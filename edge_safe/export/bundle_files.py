@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from edge_safe.errors import ExportError
 from edge_safe.export.checkpoint.adapter import weights_folder
 from edge_safe.runtime import manifest as schema
-from edge_safe.runtime.bundle import sha256_file
+from edge_safe.runtime.digest import sha256_file
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 

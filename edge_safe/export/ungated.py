@@ -15,7 +15,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from edge_safe.errors import ExportError
-from edge_safe.runtime.bundle import sha256_file
+from edge_safe.runtime.digest import sha256_file
 from edge_safe.runtime.gate import EARLY_VERDICT
 from edge_safe.runtime.manifest import (
     MANIFEST_FILE,

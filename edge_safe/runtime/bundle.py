@@ -6,13 +6,12 @@ knows files and graphs; what flows through the graphs is the business of other m
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import mmap
 import threading
 from pathlib import Path, PurePosixPath
 
 from edge_safe.errors import BundleError, IntegrityError, ProviderError
+from edge_safe.runtime.digest import sha256_file
 from edge_safe.runtime.external_data import external_files
 from edge_safe.runtime.manifest import Manifest, confine, load_manifest
 from edge_safe.runtime.rtx_provider import PROVIDER as AHEAD_OF_TIME
@@ -199,7 +198,7 @@ class Bundle:
 
     def _engine_of(self, graph: str) -> Path:
         """The engine of a graph, built now where this machine has none yet."""
-        # The store hashes files as this module does.
+        # Other providers never need them.
         from edge_safe.runtime.engines.builder import engine_source, engines_folder, obtain_engine
         from edge_safe.runtime.engines.device import this_device
         from edge_safe.runtime.engines.store import EngineStore
@@ -292,13 +291,3 @@ def open_bundle(
             f"those of {chosen}. Export it with --target {chosen}, or choose another --provider."
         )
     return Bundle(folder, manifest, chosen, threads, profile_folder)
-
-
-def sha256_file(path: Path) -> str:
-    """Lower-case hex sha256 of a file."""
-    with path.open("rb") as stream:
-        if not path.stat().st_size:
-            return hashlib.sha256().hexdigest()
-        # Nothing is copied, and other threads run Python until all of it is hashed.
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-            return hashlib.sha256(whole).hexdigest()

@@ -49,3 +49,14 @@ def test_many_requests_beside_one_by_one(tiny_bundle: Path) -> None:
     assert measured["max_p_difference"] < 1e-5
     assert measured["many"] > 0
     assert measured["one_by_one"] > 0
+
+
+def test_many_requests_of_a_files_lengths(tiny_bundle: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [{"id": i, "prompt": "Tell me a story. " * (i + 1)} for i in range(3)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measured = result(
+        "many_requests.py", tiny_bundle, "--requests", 8, "--rounds", 2, "--data", data
+    )
+    assert measured["requests"] == 8
+    assert measured["agreement"] == 1

