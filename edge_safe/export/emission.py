@@ -237,6 +237,7 @@ def _language_records(weights: ModelWeights) -> list[MatrixRecord]:
             affine.matrix
             for layer in layers
             for affine in (layer.qkv, layer.output, layer.gate, layer.up, layer.down)
+            if affine is not None
         ]
         records += _records(kind, matrices)
     records += _records("embedding", [weights.embedding])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from edge_safe.errors import PromptError
+from edge_safe.runtime.lazy_memory import lazy_zeros
 from edge_safe.runtime.manifest import Manifest
 from edge_safe.runtime.session import Array, Binding, Buffer
 
@@ -79,8 +80,8 @@ class KeyValueCache:
         capacity = min(self._limit, -(-length // STEP) * STEP)
         buffers = []
         heads, width = self._shape
-        for index in range(2 * self._layers):
-            grown = np.zeros((1, heads, capacity, width), self._dtype)
+        places = lazy_zeros(2 * self._layers, (1, heads, capacity, width), self._dtype)
+        for index, grown in enumerate(places):
             if kept:
                 grown[:, :, :kept] = self._buffers[index].numpy()[:, :, :kept]
             buffers.append(Buffer(grown, self._device))

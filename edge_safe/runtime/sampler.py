@@ -92,6 +92,9 @@ class Sampler:
         self._seen = np.zeros(vocab_size, bool)
         self._seen[prompt_ids] = True
         self._random = np.random.default_rng(settings.seed)
+        # Made once: new memory of this size is zeroed page by page at every token.
+        self._scores = np.empty(vocab_size, np.float64)
+        self._finite = np.empty(vocab_size, bool)
 
     def choose(self, logits: Array) -> int:
         """Chooses from (V,) logits, which are left as they are.
@@ -99,9 +102,10 @@ class Sampler:
         Raises:
             GateError: The logits are not all finite numbers.
         """
-        if not np.isfinite(logits).all():
+        if not np.isfinite(logits, out=self._finite).all():
             raise GateError("the decoder gave logits that are not finite; the answer ends here")
-        scores = logits.astype(np.float64)
+        scores = self._scores
+        scores[:] = logits
         penalty = self._settings.repetition_penalty
         if penalty != 1.0:
             seen = scores[self._seen]

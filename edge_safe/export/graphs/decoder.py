@@ -106,7 +106,9 @@ def store_model(
         if cache_format == "int8" and caches is not None:
             cache = StoredCache(cache_format, *map(store.add, cache_scales(caches[index])))
         source = smoothed if form.whole and smoothed is not None else tensor
-        layers.append(store_layer(store, spec, source, index, form, lattice, cache))
+        # Where prompts have graphs of their own, these see single tokens alone.
+        single = precision.prefill is not None
+        layers.append(store_layer(store, spec, source, index, form, lattice, cache, joined=single))
         if precision.prefill is not None:
             source = tensor if smoothed is None else smoothed
             more = store_layer(store, spec, source, index, precision.prefill, None, cache)

@@ -41,7 +41,10 @@ class Affine:
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """Stored weights of one decoder layer."""
+    """Stored weights of one decoder layer.
+
+    ``gate`` holds the outputs of both inner projections where ``up`` is None.
+    """
 
     input_norm: Stored
     qkv: Affine
@@ -51,7 +54,7 @@ class LayerWeights:
     attention_post_norm: Stored | None
     mlp_norm: Stored
     gate: Affine
-    up: Affine
+    up: Affine | None
     down: Affine
     mlp_post_norm: Stored | None
     cache: StoredCache
@@ -142,6 +145,8 @@ def store_layer(
     form: MatrixFormat,
     lattice: LatticeSource | None = None,
     cache: StoredCache = PLAIN_CACHE,
+    *,
+    joined: bool = False,
 ) -> LayerWeights:
     """Reads, quantizes and stores the weights of one layer.
 
@@ -153,6 +158,8 @@ def store_layer(
         form: How the matrices are packed.
         lattice: Source of matrices that keep the 4 bits they come in.
         cache: What its keys and values are kept as.
+        joined: Whether the two inner projections of the MLP are one product, whose outputs a
+            split copies: faster for one position, slower for many.
     """
     base = f"model.layers.{index}"
     attention = f"{base}.self_attn"
@@ -174,6 +181,7 @@ def store_layer(
 
     # Where outputs are normalized as well, transformers gives the MLP's norm another name.
     mlp_norm = "pre_feedforward_layernorm" if spec.post_norms else "post_attention_layernorm"
+    inner = [f"{base}.mlp.{part}_proj" for part in ("gate", "up")]
     return LayerWeights(
         input_norm=norm(f"{base}.input_layernorm"),
         qkv=affine([f"{attention}.{part}_proj" for part in "qkv"], spec.qkv_bias),
@@ -182,8 +190,8 @@ def store_layer(
         output=affine([f"{attention}.o_proj"], spec.output_bias),
         attention_post_norm=(norm(f"{base}.post_attention_layernorm") if spec.post_norms else None),
         mlp_norm=norm(f"{base}.{mlp_norm}"),
-        gate=affine([f"{base}.mlp.gate_proj"], spec.mlp_bias),
-        up=affine([f"{base}.mlp.up_proj"], spec.mlp_bias),
+        gate=affine(inner if joined else inner[:1], spec.mlp_bias),
+        up=None if joined else affine(inner[1:], spec.mlp_bias),
         down=affine([f"{base}.mlp.down_proj"], spec.mlp_bias),
         mlp_post_norm=norm(f"{base}.post_feedforward_layernorm") if spec.post_norms else None,
         cache=cache,
@@ -451,8 +459,15 @@ def _places(g: GraphBuilder, common: Common) -> tuple[str, str]:
 def mlp(g: GraphBuilder, x: str, weights: LayerWeights, index: int, activation: Activation) -> str:
     """The gated MLP of one layer."""
     name = f"layers.{index}.mlp"
-    gate = _affine(g, x, weights.gate, f"{name}.gate")
-    up = _affine(g, x, weights.up, f"{name}.up")
+    if weights.up is None:
+        both = _affine(g, x, weights.gate, f"{name}.gate_up")
+        gate, up = (f"{name}.gate_up/split/{part}" for part in ("gate", "up"))
+        width = weights.gate.matrix.rows // 2
+        scope = f"{name}.gate_up"
+        g.op("Split", [both, g.constant([width, width])], scope=scope, outputs=[gate, up], axis=-1)
+    else:
+        gate = _affine(g, x, weights.gate, f"{name}.gate")
+        up = _affine(g, x, weights.up, f"{name}.up")
     if activation == "silu":
         # SiLU, x * sigmoid(x), in one node.
         active = g.contrib("QuickGelu", [gate], scope=name, alpha=1.0)
