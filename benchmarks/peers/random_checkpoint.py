@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from edge_safe.errors import UsageError
 from edge_safe.models.control_tokens import ControlTokens
 from edge_safe.models.pebble import PebbleTokenizer
-from edge_safe.models.safety_file import Calibration, describe, stage_name, write_safety
+from edge_safe.models.safety_file import Calibration, EarlyExit, describe, stage_name, write_safety
 from edge_safe.models.safety_head import SafetyConfig, SafetyModule
 
 if sys.version_info >= (3, 11):
@@ -27,7 +27,7 @@ SHAPES_FILE = Path(__file__).with_name("shapes.toml")
 
 
 class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Sizes by transformers' names; ``exit_layer`` is where the gate reads."""
+    """Sizes by transformers' names; where the gate reads, and what ends clear cases below."""
 
     model_type: str
     vocab_size: int
@@ -40,6 +40,7 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rms_norm_eps: float
     rope_theta: float
     exit_layer: int
+    early_layer: int
 
 
 def read_shapes() -> dict[str, Shape]:
@@ -68,7 +69,7 @@ def write_random(shape: Shape, words: Path, folder: Path) -> None:
     fields = {
         key: value
         for key, value in msgspec.to_builtins(shape).items()
-        if key not in ("model_type", "exit_layer", "rope_theta")
+        if key not in ("model_type", "exit_layer", "early_layer", "rope_theta")
     }
     config = AutoConfig.for_model(
         shape.model_type,
@@ -84,14 +85,15 @@ def write_random(shape: Shape, words: Path, folder: Path) -> None:
     # All words are as likely as each other then, rounded or not: what random weights prefer by a
     # hair is no answer that acceptance could test.
     model.get_input_embeddings().weight.data *= 0.01
-    safety_config = SafetyConfig(shape.hidden_size, (shape.exit_layer,))
+    layers = (shape.early_layer, shape.exit_layer)
+    safety_config = SafetyConfig(shape.hidden_size, layers)
     safety = SafetyModule(safety_config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     safe, unsafe = tokenizer.convert_tokens_to_ids(["<|safe|>", "<|unsafe|>"])
-    stages = {
-        stage_name(layer): Calibration(1.0, 0.0, 0.5, "nothing, random weights", 0, 0.5, 0.5, 0.5)
-        for layer in (shape.exit_layer, None)
-    }
+    chance = Calibration(1.0, 0.0, 0.5, "nothing, random weights", 0, 0.5, 0.5, 0.5)
+    stages = {stage_name(layer): chance for layer in (*layers, None)}
     tokens = ControlTokens("<|safe|>", "<|unsafe|>", safe, unsafe)
-    write_safety(folder, safety, describe(safety_config, tokens, shape.exit_layer, stages))
+    early = EarlyExit(shape.early_layer, chance, chance)
+    file = describe(safety_config, tokens, shape.exit_layer, stages, early)
+    write_safety(folder, safety, file)

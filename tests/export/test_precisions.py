@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -135,6 +136,18 @@ def test_prompts_go_through_graphs_of_their_own(fast_bundle: Path) -> None:
     assert (runs["gate"], runs["decoder"]) == (2, 3)
     assert model.manifest.graphs["gate_prefill"].precision == "int8"
     assert model.manifest.graphs["gate"].precision == "int4"
+
+
+def test_single_tokens_multiply_both_inner_projections_at_once(fast_bundle: Path) -> None:
+    def products(graph: str) -> int:
+        nodes = onnx.load(fast_bundle / f"{graph}.onnx", load_external_data=False).graph.node
+        return sum(node.op_type in ("MatMulNBits", "MatMulIntegerToFloat") for node in nodes)
+
+    layers = len(
+        [n for n in load_manifest(fast_bundle).graphs["decoder"].inputs if n.name.endswith(".key")]
+    )
+    # The other one of the decoder's is lm_head, which prompts do not go through.
+    assert (products("decoder"), products("decoder_prefill")) == (4 * layers + 1, 5 * layers)
 
 
 @pytest.mark.parametrize(("threshold", "runs"), [(0.0, 0), (1.0, 1)])
