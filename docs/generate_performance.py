@@ -1,8 +1,9 @@
 """Writes docs/performance.md from what `edge-safe bench --json` printed.
 
-python docs/generate_performance.py docs/performance.md [RESULT.json ...]
+python docs/generate_performance.py docs/performance.md [RESULT.json | TITLE=RESULT.json ...]
 
-One section for each result. Without any, the page says how to measure and holds no figure.
+One section for each result, called by its title or its bundle's name. Without any, the page says
+how to measure and holds no figure.
 """
 
 from __future__ import annotations
@@ -57,22 +58,26 @@ run on this project's runtime with the same int4 weights, and a guard of the mod
 ## The commands
 
 ```
-edge-safe export models/pebble --out bundle --precision int4   # int4-fast, int4-int8
+for precision in int4 int4-fast int4-int8; do
+  edge-safe export models/pebble --out $precision --precision $precision
+done
 python benchmarks/peers/setup.py models/pebble
-edge-safe bench bundle --json --plot docs/pictures/performance_pebble_int4.png \\
+edge-safe bench int4 --runs 7 --threads 2 --json \\
+  --plot docs/pictures/performance_pebble_int4.png \\
   --peer llama-cpp-q4_0 --peer llama-cpp-q8_0 --peer onnxruntime-genai --peer transformers \\
-  --peer guard-logit --peer guard-generate --peer generate-then-check > pebble.json
+  --peer guard-logit --peer guard-generate --peer generate-then-check > int4.json
 
 python benchmarks/peers/setup.py models/pebble --shape qwen2_5-0_5b --out shape
-edge-safe bench shape/bundle --json --peers-folder shape --peer llama-cpp-q4_0 \\
-  --peer llama-cpp-q8_0 --peer onnxruntime-genai --peer transformers > shape.json
+edge-safe export shape/checkpoint --out shape/int4-int8 --precision int4-int8
+edge-safe bench shape/int4-int8 256 --runs 5 --threads 2 --json --peers-folder shape \\
+  --peer llama-cpp-q4_0 --peer onnxruntime-genai --peer guard-logit > shape.json
 
-python docs/generate_performance.py docs/performance.md pebble.json shape.json
+python docs/generate_performance.py docs/performance.md int4.json "A title=shape.json"
 ```
 
-The figures below are of `bundle 256 --runs 7 --threads 2` with the peers that are named there.
-Many requests: `python benchmarks/many_requests.py bundle`.
-The second pair is a random checkpoint of the shape of Qwen2.5-0.5B, whose weights all peers share.
+The last ones are random weights in the shape of Qwen2.5-0.5B, which all peers share; their gate and
+early exit stand at the shares of the depth where pebble has them. Many requests: `python
+benchmarks/many_requests.py int4-int8 --data prompts.jsonl`.
 A busy machine spoils all of this; `bench` says so where it finds one.
 """
 
@@ -105,10 +110,10 @@ SINGLE = (
 COMPARED = ("first_token_ms", "answer_ms", "decode_ms_per_token", "refusal_ms")
 
 
-def section(document: dict[str, Any]) -> Iterator[str]:
+def section(document: dict[str, Any], title: str = "") -> Iterator[str]:
     """The lines of one result."""
     bundle, machine = document["bundle"], document["machine"]
-    yield f"## {bundle['name']}, {bundle['precision']}\n"
+    yield f"## {title or bundle['name']}, {bundle['precision']}\n"
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     threads = document["threads"] or f"all {machine['cores']}"
     yield (
@@ -211,13 +216,15 @@ def _cell(values: dict[str, Any], key: str, digits: int | None = None) -> str:
 
 def main(arguments: list[str]) -> int:
     """Writes the page; returns the exit code."""
-    target, *results = map(Path, arguments)
+    target, *results = arguments
     parts = [HEAD]
-    for path in results:
-        parts.append("\n".join(section(json.loads(path.read_text(encoding="utf-8")))))
+    for result in results:
+        title, _, path = result.rpartition("=")
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        parts.append("\n".join(section(document, title)))
     if not results:
         parts.append("Not measured on this code yet.\n")
-    target.write_text("\n".join(parts), encoding="utf-8")
+    Path(target).write_text("\n".join(parts), encoding="utf-8")
     return 0
 
 

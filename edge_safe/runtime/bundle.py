@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from edge_safe.errors import BundleError, IntegrityError, ProviderError
 from edge_safe.runtime.digest import sha256_file
 from edge_safe.runtime.external_data import external_files
-from edge_safe.runtime.manifest import Manifest, confine, load_manifest
+from edge_safe.runtime.manifest import LATE, Manifest, confine, load_manifest
 from edge_safe.runtime.rtx_provider import PROVIDER as AHEAD_OF_TIME
 from edge_safe.runtime.rtx_provider import context_engine, context_file
 from edge_safe.runtime.session import Session, provider_name
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 ON_THE_HOST = ("embed_tokens",)
 """Graphs that run on the CPU whatever the provider: words and media are joined there."""
+
+_LANGUAGE = ("gate", f"gate{LATE}", "decoder")
 
 
 class Bundle:
@@ -280,14 +282,33 @@ def open_bundle(
         )
     chosen = provider or manifest.target
     provider_name(chosen)
-    if chosen.startswith("tensorrt") and not manifest.engines:
+    if chosen.startswith("tensorrt"):
+        require_engines(folder, manifest, chosen)
+    return Bundle(folder, manifest, chosen, threads, profile_folder)
+
+
+def require_engines(folder: Path, manifest: Manifest, provider: str) -> None:
+    """Refuses a bundle whose language model a provider that runs engines would leave to the CPU.
+
+    Args:
+        folder: The bundle.
+        manifest: Its manifest.
+        provider: ``tensorrt`` or ``tensorrt-rtx``.
+
+    Raises:
+        ProviderError: It was exported for something else, or plans no engine of such a graph.
+    """
+    again = f"Export it with --target {provider}, or choose another --provider."
+    if not manifest.engines:
         raise ProviderError(
-            f"{folder} was exported for {manifest.target}, which TensorRT does not read. Export it "
-            f"with --target {chosen}, or choose another --provider."
+            f"{folder} was exported for {manifest.target}, which TensorRT does not read. {again}"
         )
-    if {chosen, manifest.target} == {"tensorrt", AHEAD_OF_TIME}:
+    if {provider, manifest.target} == {"tensorrt", AHEAD_OF_TIME}:
         raise ProviderError(
             f"{folder} was exported for {manifest.target}, whose graphs and engines are not "
-            f"those of {chosen}. Export it with --target {chosen}, or choose another --provider."
+            f"those of {provider}. {again}"
         )
-    return Bundle(folder, manifest, chosen, threads, profile_folder)
+    without = [n for n in _LANGUAGE if n in manifest.graphs and n not in manifest.engines]
+    if without:
+        # Graphs that TensorRT does not read run on the CPU, but never these.
+        raise ProviderError(f"{folder} plans no engine of {', '.join(without)}. {again}")

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from edge_safe.errors import BundleError, IntegrityError, ProviderError
 from edge_safe.runtime import manifest as m
 from edge_safe.runtime import rtx_provider
-from edge_safe.runtime.bundle import Bundle, open_bundle
+from edge_safe.runtime.bundle import Bundle, open_bundle, require_engines
 from edge_safe.runtime.digest import sha256_file
 from edge_safe.runtime.engines.device import first_gpu
 from edge_safe.runtime.engines.plan import EnginePlan, Profile
@@ -84,6 +84,17 @@ def test_a_graph_without_an_engine_is_opened_on_the_cpu(rtx_bundle: Path) -> Non
     bundle = _opened(rtx_bundle)
     assert bundle.check_graph("embed_tokens") == rtx_bundle / "embed_tokens.onnx"
     assert bundle.session("embed_tokens").away is False
+
+
+def test_the_language_model_is_never_left_to_the_cpu(rtx_bundle: Path) -> None:
+    manifest = m.load_manifest(rtx_bundle)
+    assert list(manifest.engines) == ["decoder"]
+    with pytest.raises(ProviderError, match="plans no engine of gate"):
+        require_engines(rtx_bundle, manifest, "tensorrt-rtx")
+    everywhere = msgspec.structs.replace(
+        manifest, engines=dict.fromkeys(["gate", "decoder"], manifest.engines["decoder"])
+    )
+    require_engines(rtx_bundle, everywhere, "tensorrt-rtx")
 
 
 def test_every_other_provider_opens_the_graph_itself(rtx_bundle: Path) -> None:
@@ -184,7 +195,7 @@ def test_without_the_plugin_no_other_provider_stands_in(rtx_bundle: Path) -> Non
 @with_plugin
 @pytest.mark.skipif(first_gpu() is not None, reason="there is a GPU")
 def test_with_the_plugin_and_no_gpu_the_driver_is_named(rtx_bundle: Path) -> None:
-    bundle = open_bundle(rtx_bundle, provider="tensorrt-rtx")
+    bundle = _opened(rtx_bundle)
     with pytest.raises(ProviderError, match=r"libcuda\.so\.1|no GPU is to be seen"):
         bundle.session("decoder")
 
