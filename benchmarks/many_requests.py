@@ -7,27 +7,32 @@ With --data the prompts of a file, over and over, so that lengths are mixed as p
 Otherwise harmless prompts of made-up words, half of them short commands, the others up to 400
 words; with --words all have that many words: several calls give the curve over the length. Each has
 a system text of its own first, so that no two begin alike and nothing kept can be used again.
-Both ways take turns, a round each on the same requests, every other round the other way first:
-``SafeModel.assess`` on a model whose operators use all cores, and ``assess_many`` on one that gives
-each run one thread, as ``edge-safe classify`` does. The last line is one JSON object:
+Both ways take turns in processes of their own, a round each on the same requests, every other round
+the other way first: ``SafeModel.assess`` on a model whose operators use all cores, and
+``assess_many`` on one that gives each run one thread, as ``edge-safe classify`` does. The last line
+is one JSON object:
 
 - requests, tokens: how much was judged, each way
 - one_by_one, many: requests a second, median over rounds, with quartiles
 - ratio: of the two, round by round, with quartiles
 - agreement: share of the same decisions; max_p_difference: largest change of p_unsafe
-- peak_memory_mb: largest memory of this process before the many, and with them
+- peak_memory_mb: largest memory of each process
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import multiprocessing
 import random
 import statistics
 import time
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
+from edge_safe import SafeModel
 from edge_safe.evaluation.rows import read_rows
 from edge_safe.evaluation.speed.requests import load_forgetful
 from edge_safe.evaluation.speed.samples import quartiles
@@ -72,11 +77,35 @@ def taken(count: int, prompts: list[str]) -> list[AssessRequest]:
     return found
 
 
-def timed(judge: Callable[[], list[Verdict]]) -> tuple[float, list[Verdict]]:
-    """Seconds, and what came of them."""
+@functools.cache
+def opened(bundle: Path, threads: int) -> SafeModel:
+    """The bundle, once in each process."""
+    return load_forgetful(bundle, threads=threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What came of some requests: verdicts, seconds, and the process's largest memory so far."""
+
+    verdicts: list[Verdict]
+    seconds: float
+    peak_mb: float
+
+
+def one_by_one(bundle: Path, cores: int, part: list[AssessRequest]) -> Round:
+    """Judges each by itself, on all cores."""
+    model = opened(bundle, cores)
     start = time.perf_counter()
-    verdicts = judge()
-    return time.perf_counter() - start, verdicts
+    verdicts = [model.assess(one.prompt, system=one.system) for one in part]
+    return Round(verdicts, time.perf_counter() - start, peak_memory_mb())
+
+
+def many(bundle: Path, cores: int, part: list[AssessRequest]) -> Round:
+    """Judges all, several runs side by side, each on one core."""
+    model = opened(bundle, 1)
+    start = time.perf_counter()
+    verdicts = [found.verdict for found in model.assess_many(part, workers=cores)]
+    return Round(verdicts, time.perf_counter() - start, peak_memory_mb())
 
 
 def main() -> None:
@@ -90,8 +119,8 @@ def main() -> None:
     lengths.add_argument("--data", type=Path, help="JSON lines with a field 'prompt'")
     options = parser.parse_args()
     cores = available_cores()
-    alone = load_forgetful(options.bundle, threads=cores)
-    context = alone.manifest.model.context_length
+    model = opened(options.bundle, 1)
+    context = model.manifest.model.context_length
     if options.data is None:
         requests = made_up(options.requests, context, options.words)
     else:
@@ -99,46 +128,50 @@ def main() -> None:
             options.requests, [row.prompt for row in read_rows(options.data, labelled=False)]
         )
     size = -(-len(requests) // options.rounds)
-
-    def one_by_one(part: list[AssessRequest]) -> list[Verdict]:
-        return [alone.assess(r.prompt, system=r.system) for r in part]
-
-    one_by_one(requests[:20])
-    before = peak_memory_mb()
-    together = load_forgetful(options.bundle, threads=1)
-
-    def many(part: list[AssessRequest]) -> list[Verdict]:
-        return [found.verdict for found in together.assess_many(part, workers=cores)]
-
-    many(requests[:20])
     rates: dict[str, list[float]] = {"one_by_one": [], "many": [], "ratio": []}
+    peaks: dict[str, float] = {}
     same, change = 0, 0.0
-    for number in range(options.rounds):
-        part = requests[number * size : (number + 1) * size]
-        if not part:
-            break
-        ways = [("one_by_one", one_by_one), ("many", many)]
-        found: dict[str, tuple[float, list[Verdict]]] = {}
-        for name, way in ways if number % 2 else reversed(ways):
-            found[name] = timed(lambda way=way, part=part: way(part))
-            rates[name].append(len(part) / found[name][0])
-        rates["ratio"].append(rates["many"][-1] / rates["one_by_one"][-1])
-        for one, other in zip(found["one_by_one"][1], found["many"][1], strict=True):
-            same += one.decision is other.decision
-            change = max(change, abs(one.p_unsafe - other.p_unsafe))
-        print(
-            f"round {number + 1}: one by one {rates['one_by_one'][-1]:.1f}/s, "
-            f"many {rates['many'][-1]:.1f}/s",
-            flush=True,
-        )
+    apart = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, mp_context=apart) as first,
+        ProcessPoolExecutor(1, mp_context=apart) as second,
+    ):
+
+        def judge(name: str, part: list[AssessRequest]) -> Round:
+            pool, way = (first, one_by_one) if name == "one_by_one" else (second, many)
+            return pool.submit(way, options.bundle, cores, part).result()
+
+        ways = ["one_by_one", "many"]
+        for name in ways:
+            judge(name, requests[:20])
+        for number in range(options.rounds):
+            part = requests[number * size : (number + 1) * size]
+            if not part:
+                break
+            found: dict[str, Round] = {}
+            for name in ways if number % 2 else reversed(ways):
+                found[name] = judge(name, part)
+                rates[name].append(len(part) / found[name].seconds)
+                peaks[name] = found[name].peak_mb
+            rates["ratio"].append(rates["many"][-1] / rates["one_by_one"][-1])
+            for one, other in zip(
+                found["one_by_one"].verdicts, found["many"].verdicts, strict=True
+            ):
+                same += one.decision is other.decision
+                change = max(change, abs(one.p_unsafe - other.p_unsafe))
+            print(
+                f"round {number + 1}: one by one {rates['one_by_one'][-1]:.1f}/s, "
+                f"many {rates['many'][-1]:.1f}/s",
+                flush=True,
+            )
     document = {
         "requests": len(requests),
-        "tokens": sum(len(alone.prompt_ids(r.prompt, system=r.system)) for r in requests),
+        "tokens": sum(len(model.prompt_ids(one.prompt, system=one.system)) for one in requests),
         **{name: statistics.median(values) for name, values in rates.items()},
         "spread": {name: quartiles(values) for name, values in rates.items()},
         "agreement": same / len(requests),
         "max_p_difference": change,
-        "peak_memory_mb": [before, peak_memory_mb()],
+        "peak_memory_mb": peaks,
     }
     print(json.dumps(document))
 

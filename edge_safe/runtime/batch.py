@@ -1,8 +1,9 @@
 """Verdicts on many requests: those of like length in one run, several runs side by side.
 
 One run of many short prompts computes more a second than many runs, and threads that work on
-different runs more than threads that share one. Memory is bounded by how many positions are looked
-ahead, not by how many requests there are.
+different runs more than threads that share one. Words and media of the next requests are read while
+these are judged. Memory is bounded by how many positions are looked ahead, not by how many requests
+there are.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ INPUT = "input"
 """Stage of a request that could not even be read."""
 
 # Positions of one run, the filling of shorter prompts included.
-_POSITIONS = 512
+_POSITIONS = 256
 # What is read ahead and sorted by length.
 _WINDOW_REQUESTS = 256
 _WINDOW_POSITIONS = 8192
@@ -96,24 +97,34 @@ class Batches:
     def assess(self, requests: Iterable[AssessRequest]) -> Iterator[Assessment]:
         """Yields what ``SafeModel.assess`` says of each request, in order."""
         waiting = iter(requests)
-        with ThreadPoolExecutor(self._workers) as pool:
-            while True:
-                window = self._look_ahead(waiting, pool)
-                if not window:
-                    return
+        with (
+            ThreadPoolExecutor(self._workers) as readers,
+            ThreadPoolExecutor(self._workers) as pool,
+        ):
+            window = self._look_ahead(waiting, readers)
+            while window:
                 groups = self._groups(window)
+                judging = [
+                    pool.submit(self._judge, [window[index] for index in group]) for group in groups
+                ]
+                # Meanwhile the next ones are read; what their source raises comes after these.
+                failure: Exception | None = None
+                coming: list[_Read] = []
+                try:
+                    coming = self._look_ahead(waiting, readers)
+                except Exception as error:
+                    failure = error
                 found: list[Assessment | None] = [None] * len(window)
-                for group, judged in zip(
-                    groups,
-                    pool.map(self._judge, [[window[i] for i in group] for group in groups]),
-                    strict=True,
-                ):
-                    for index, assessment in zip(group, judged, strict=True):
+                for group, judged in zip(groups, judging, strict=True):
+                    for index, assessment in zip(group, judged.result(), strict=True):
                         found[index] = assessment
                 yield from (assessment for assessment in found if assessment is not None)
+                if failure is not None:
+                    raise failure
+                window = coming
 
     def _look_ahead(
-        self, waiting: Iterator[AssessRequest], pool: ThreadPoolExecutor
+        self, waiting: Iterator[AssessRequest], readers: ThreadPoolExecutor
     ) -> list[_Read]:
         """Reads requests until there are enough to sort."""
         window: list[_Read] = []
@@ -122,7 +133,7 @@ class Batches:
             several = list(itertools.islice(waiting, 4 * self._workers))
             if not several:
                 break
-            read = list(pool.map(self._read, several))
+            read = list(readers.map(self._read, several))
             window += read
             total += sum(_length(one) for one in read)
         return window

@@ -117,6 +117,23 @@ def test_requests_are_not_read_far_ahead(model: SafeModel, monkeypatch: pytest.M
     assert taken <= 16
 
 
+def test_what_the_source_raises_comes_after_the_verdicts_before_it(
+    model: SafeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "_WINDOW_REQUESTS", 8)
+
+    def broken() -> Iterator[AssessRequest]:
+        for _ in range(8):
+            yield AssessRequest("Tell me of boats.")
+        raise OSError("the disk is gone")
+
+    found = model.assess_many(broken(), workers=2)
+    verdicts = [next(found).verdict for _ in range(8)]
+    assert all(verdict.decision is Decision.ALLOW for verdict in verdicts)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(found)
+
+
 def test_groups_stay_within_their_positions(model: SafeModel) -> None:
     sizes: list[int] = []
     engine = model.engine
@@ -130,7 +147,7 @@ def test_groups_stay_within_their_positions(model: SafeModel) -> None:
         patch.setattr(engine, "judge_together", watched)
         judged(model, [AssessRequest(text) for text in TEXTS * 6])
     assert sizes
-    assert max(sizes) <= 512
+    assert max(sizes) <= 256
 
 
 def test_of_nothing_there_is_nothing(model: SafeModel) -> None:
