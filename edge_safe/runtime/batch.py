@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from edge_safe.errors import EdgeSafeError
 from edge_safe.runtime.deadline import Deadline
+from edge_safe.runtime.heap import give_back_unused
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.prefill import CHUNK
 from edge_safe.runtime.prompt import ChatMessage
@@ -119,6 +120,7 @@ class Batches:
                     for index, assessment in zip(group, judged.result(), strict=True):
                         found[index] = assessment
                 yield from (assessment for assessment in found if assessment is not None)
+                give_back_unused()
                 if failure is not None:
                     raise failure
                 window = coming

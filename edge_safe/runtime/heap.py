@@ -1,11 +1,17 @@
-"""How the C library hands out small pieces of memory."""
+"""How the C library hands out memory, and when it gives unused memory back."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+from collections.abc import Callable
 
 # glibc's <malloc.h>.
 _M_ARENA_MAX = -8
+
+_UNUSED_LIMIT = 32 * 2**20
+"""Bytes that lie unused before they are given back: more than a request takes and frees."""
 
 
 def share_one_heap() -> None:
@@ -18,12 +24,57 @@ def share_one_heap() -> None:
     """
     if "MALLOC_ARENA_MAX" in os.environ:
         return
-    try:
-        import ctypes
-
-        library = ctypes.CDLL(None)
-    except (ImportError, OSError, TypeError):
-        # A trimmed Python, a static build, or no dlopen of the program itself: nothing is lost.
-        return
-    if hasattr(library, "mallopt"):
+    library = _c_library()
+    if library is not None and hasattr(library, "mallopt"):
         library.mallopt(_M_ARENA_MAX, 1)
+
+
+def give_back_unused() -> None:
+    """Gives memory back to the system once much of the heap lies unused.
+
+    Requests of many lengths leave holes between pieces that stay: after a thousand of them 155 of
+    586 MB were such holes. Looking takes microseconds, giving back some ten milliseconds.
+    """
+    functions = _unused_and_trim()
+    if functions is not None:
+        unused, trim = functions
+        if unused() > _UNUSED_LIMIT:
+            trim()
+
+
+class _Mallinfo2(ctypes.Structure):
+    """glibc's ``struct mallinfo2``; ``fordblks`` are the free bytes of all heaps."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    )
+
+
+def _c_library() -> ctypes.CDLL | None:
+    """The C library; None where a static build or a system without dlopen hides it."""
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):
+        return None
+
+
+@functools.cache
+def _unused_and_trim() -> tuple[Callable[[], int], Callable[[], object]] | None:
+    """How many bytes lie unused, and what gives them back; None before glibc 2.33 and elsewhere."""
+    library = _c_library()
+    if library is None or not (hasattr(library, "mallinfo2") and hasattr(library, "malloc_trim")):
+        return None
+    library.mallinfo2.restype = _Mallinfo2
+    return (lambda: int(library.mallinfo2().fordblks)), (lambda: library.malloc_trim(0))

@@ -20,6 +20,7 @@ from edge_safe.runtime.cores import available_cores
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.engine import Engine
 from edge_safe.runtime.families.base import open_family
+from edge_safe.runtime.heap import give_back_unused
 from edge_safe.runtime.manifest import Manifest
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.media_cache import MediaCache
@@ -388,6 +389,7 @@ class SafeModel:
         with self._lock:
             if not self._free:
                 self._free.append(state)
+        give_back_unused()
 
 
 def _open(engine: Engine) -> None:

@@ -42,3 +42,43 @@ def heaps(way: str) -> int:
 def test_threads_share_one_heap() -> None:
     assert heaps("own") > 1
     assert heaps("shared") == 1
+
+
+HOLES = """
+import ctypes
+from pathlib import Path
+from edge_safe.runtime.heap import give_back_unused, share_one_heap
+share_one_heap()
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20
+library = ctypes.CDLL(None)
+library.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: pieces come from the heap
+library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+library.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+library.free.argtypes = [ctypes.c_void_p]
+pieces = []
+for _ in range(80):
+    piece = library.malloc(2**20)
+    library.memset(piece, 1, 2**20)
+    pieces.append(piece)
+    library.malloc(4096)  # stays, so that what is freed leaves a hole
+full = resident()
+for piece in pieces[:20]:
+    library.free(piece)
+give_back_unused()
+few = resident()
+for piece in pieces[20:]:
+    library.free(piece)
+give_back_unused()
+print(full - few, full - resident())
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc 2.33"
+)
+def test_holes_are_given_back_once_there_are_many() -> None:
+    run = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    few, many = map(int, run.stdout.split())
+    assert few < 5
+    assert 75 <= many <= 85
