@@ -7,32 +7,26 @@ import functools
 import os
 from collections.abc import Callable
 
-# glibc's <malloc.h>: parameter, value, and the variable that goes before.
-_MB = 2**20
-_PARAMETERS = (
-    (-8, 1, "MALLOC_ARENA_MAX"),
-    (-3, 4 * _MB, "MALLOC_MMAP_THRESHOLD_"),
-    (-1, 32 * _MB, "MALLOC_TRIM_THRESHOLD_"),
-)
+# glibc's <malloc.h>.
+_M_ARENA_MAX = -8
 
-_UNUSED_LIMIT = 64 * _MB
+_UNUSED_LIMIT = 32 * 2**20
 """Bytes that lie unused before they are given back: more than a request takes and frees."""
 
 
-def set_up_heap() -> None:
-    """Tells the C library how to hand out memory, where it is glibc.
+def share_one_heap() -> None:
+    """Lets all threads of this process share one heap, where the C library is glibc.
 
-    One heap for all threads of this process: by itself glibc gives threads heaps of their own, up
-    to eight a core, and what one thread frees stays there: 10 to 20 MB after the graphs of a 135M
-    model were opened by several threads. And what a request frees is kept for the next one: taken
-    from the system anew, a prompt's 16 MB are 4,000 page faults, 2 % of its time.
+    By itself glibc gives threads heaps of their own, up to eight a core, and what one thread frees
+    stays there: 10 to 20 MB after the graphs of a 135M model were opened by several threads. Large
+    pieces come from ONNX Runtime's arena anyway. ``MALLOC_ARENA_MAX`` in the environment goes
+    before.
     """
-    library = _c_library()
-    if library is None or not hasattr(library, "mallopt"):
+    if "MALLOC_ARENA_MAX" in os.environ:
         return
-    for parameter, value, variable in _PARAMETERS:
-        if variable not in os.environ:
-            library.mallopt(parameter, value)
+    library = _c_library()
+    if library is not None and hasattr(library, "mallopt"):
+        library.mallopt(_M_ARENA_MAX, 1)
 
 
 def give_back_unused() -> None:

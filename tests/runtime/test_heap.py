@@ -11,8 +11,8 @@ import pytest
 ALLOCATE = """
 import ctypes, sys, threading
 if sys.argv[1] == "shared":
-    from edge_safe.runtime.heap import set_up_heap
-    set_up_heap()
+    from edge_safe.runtime.heap import share_one_heap
+    share_one_heap()
 library = ctypes.CDLL(None)
 library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
 together = threading.Barrier(4)
@@ -47,8 +47,8 @@ def test_threads_share_one_heap() -> None:
 HOLES = """
 import ctypes
 from pathlib import Path
-from edge_safe.runtime.heap import give_back_unused, set_up_heap
-set_up_heap()
+from edge_safe.runtime.heap import give_back_unused, share_one_heap
+share_one_heap()
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20
 library = ctypes.CDLL(None)
