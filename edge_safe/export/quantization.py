@@ -101,7 +101,8 @@ class Precision:
     @property
     def smoothed(self) -> bool:
         """Whether rows are rounded as a whole, before which channels are made alike."""
-        return self.weights.whole or self.prefill is not None
+        below = self.below_gate is not None and self.below_gate.whole
+        return self.weights.whole or below or self.prefill is not None
 
     @property
     def gate(self) -> MatrixFormat:
@@ -180,6 +181,13 @@ PRECISIONS = {
             FAST,
             lm_head=TABLE_FORMATS["int4"],
             prefill=ROWS,
+        ),
+        Precision(
+            "int4-rows",
+            "int8-rows below the gate, int4-fast above it: reads prompts fast in little memory",
+            FAST,
+            lm_head=TABLE_FORMATS["int4"],
+            below_gate=ROWS,
         ),
         *(_int4(symmetric, block) for symmetric in (True, False) for block in (32, 64, 128)),
         Precision(

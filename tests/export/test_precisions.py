@@ -51,6 +51,7 @@ BOUNDS = {
     "int4-fast": COARSE,
     "int8-rows": (0.01, 0.05),
     "int4-int8": (0.35, 0.05),
+    "int4-rows": (0.35, 0.05),
 }
 REQUESTS = (
     "Tell me a story about a boat.",
