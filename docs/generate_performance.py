@@ -75,6 +75,8 @@ edge-safe bench shape/int4-int8 256 --runs 5 --threads 2 --json --peers-folder s
 python docs/generate_performance.py docs/performance.md int4.json "A title=shape.json"
 ```
 
+Measured on 23 November 2026 at 075beb3, `int4-rows` at e198476 with fewer peers.
+
 The last ones are random weights in the shape of Qwen2.5-0.5B, which all peers share; their gate and
 early exit stand at the shares of the depth where pebble has them. Many requests: `python
 benchmarks/many_requests.py int4-int8 --data prompts.jsonl`.
