@@ -41,8 +41,8 @@ SOURCES = {
     "threads, NEON",
     "smolhub": "smolhub.com/posts/jetson-nano-super-benchmark-non-reasoning: llama.cpp, CUDA, "
     "mode 25W",
-    "edge-safe": "docs/performance.md of 03d4403: edge-safe itself, ONNX Runtime 1.31.1, bandwidth and FP32 "
-    "matrix product measured beside it",
+    "edge-safe": "docs/performance.md of 03d4403: edge-safe itself, ONNX Runtime 1.31.1, bandwidth "
+    "and FP32 matrix product measured beside it",
 }
 """Where rows come from, by their short name."""
 
@@ -65,7 +65,7 @@ EPYC = Device(
     ),
     (SOURCES[OWN],),
 )
-"""The machine of docs/performance.md as of 03d4403; its peaks are those measured with each bundle."""
+"""The machine of docs/performance.md of 03d4403; its peaks were measured with each bundle."""
 
 CORE_I3 = Device(
     "core-i3",
