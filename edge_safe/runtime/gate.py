@@ -146,7 +146,8 @@ class Gate:
         deferred = count == 1 and not self.own_columns
         new = 0 if deferred else count
         shape = (*past.shape[:3], columns.length + new, past.shape[4])
-        present = room(shape, self._prefill.device)
+        device = self._prefill.device
+        present = columns.room(shape[3]) if device == "cpu" else room(shape, device)
         verdicts.forget()
         binding = chunk.bind(self._prefill, "inputs_embeds", cache)
         binding.input("gate_past", past)
