@@ -179,35 +179,22 @@ class GateColumns:
         self._data = np.zeros((1, 2, heads, 0, head_dim), np.float32)
         self._columns_of = columns_of
         self._unmade: list[dict[str, Array]] = []
-        self._scratch = np.zeros(0, np.float32)
-
-    def room(self, columns: int) -> Array:
-        """(1, 2, H, columns, dk) for a graph to write, valid until the next call.
-
-        One piece of memory for all prompts: taken anew for each, its pages would be, too.
-        """
-        shape = (*self._data.shape[:3], columns, self._data.shape[4])
-        size = math.prod(shape)
-        if len(self._scratch) < size:
-            self._scratch = np.empty(size, np.float32)
-        return self._scratch[:size].reshape(shape)
 
     def size_of(self, length: int) -> int:
-        """Bytes that columns of so many positions take, with what a graph writes them to."""
+        """Bytes that columns of so many positions take."""
         row = math.prod((*self._data.shape[:3], self._data.shape[4])) * self._data.itemsize
-        return (-(-length // STEP) * STEP + length) * row
+        return -(-length // STEP) * STEP * row
 
     @property
     def size(self) -> int:
         """Bytes that they take now."""
         states = sum(value.nbytes for one in self._unmade for value in one.values())
-        return self._data.nbytes + self._scratch.nbytes + states
+        return self._data.nbytes + states
 
     def free(self) -> None:
         """Forgets everything, the memory included."""
         self.length, self._unmade = 0, []
         self._data = self._data[:, :, :, :0].copy()
-        self._scratch = np.zeros(0, np.float32)
 
     def view(self) -> Array:
         """(1, 2, H, G, dk) contiguous copy of the valid columns."""

@@ -146,8 +146,7 @@ class Gate:
         deferred = count == 1 and not self.own_columns
         new = 0 if deferred else count
         shape = (*past.shape[:3], columns.length + new, past.shape[4])
-        device = self._prefill.device
-        present = columns.room(shape[3]) if device == "cpu" else room(shape, device)
+        present = room(shape, self._prefill.device)
         verdicts.forget()
         binding = chunk.bind(self._prefill, "inputs_embeds", cache)
         binding.input("gate_past", past)
