@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from edge_safe.errors import BundleError, IntegrityError, ProviderError
 from edge_safe.runtime.digest import sha256_file
 from edge_safe.runtime.external_data import external_files
-from edge_safe.runtime.manifest import LATE, Manifest, confine, load_manifest
+from edge_safe.runtime.manifest import LANGUAGE, Manifest, confine, load_manifest
 from edge_safe.runtime.rtx_provider import PROVIDER as AHEAD_OF_TIME
 from edge_safe.runtime.rtx_provider import context_engine, context_file
 from edge_safe.runtime.session import Session, provider_name
@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 ON_THE_HOST = ("embed_tokens",)
 """Graphs that run on the CPU whatever the provider: words and media are joined there."""
-
-_LANGUAGE = ("gate", f"gate{LATE}", "decoder")
 
 
 class Bundle:
@@ -308,7 +306,7 @@ def require_engines(folder: Path, manifest: Manifest, provider: str) -> None:
             f"{folder} was exported for {manifest.target}, whose graphs and engines are not "
             f"those of {provider}. {again}"
         )
-    without = [n for n in _LANGUAGE if n in manifest.graphs and n not in manifest.engines]
+    without = [n for n in LANGUAGE if n in manifest.graphs and n not in manifest.engines]
     if without:
         # Graphs that TensorRT does not read run on the CPU, but never these.
         raise ProviderError(f"{folder} plans no engine of {', '.join(without)}. {again}")
