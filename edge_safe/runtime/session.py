@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edge_safe.errors import BundleError, ProviderError
 from edge_safe.runtime import rtx_provider
-from edge_safe.runtime.heap import share_one_heap
+from edge_safe.runtime.heap import keep_heap_small
 from edge_safe.runtime.jetson import this_jetson
 from edge_safe.runtime.libraries import advice, how_to_get
 from edge_safe.runtime.packaged_libraries import load_packaged_libraries
@@ -71,7 +71,7 @@ WARNINGS_ONLY = 3
 # Of ONNX Runtime's own log, which a message of ours replaces; and what it is by default.
 NOTHING, WARNINGS = 4, 2
 
-share_one_heap()
+keep_heap_small()
 
 
 @functools.cache

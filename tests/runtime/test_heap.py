@@ -11,8 +11,8 @@ import pytest
 ALLOCATE = """
 import ctypes, sys, threading
 if sys.argv[1] == "shared":
-    from edge_safe.runtime.heap import share_one_heap
-    share_one_heap()
+    from edge_safe.runtime.heap import keep_heap_small
+    keep_heap_small()
 library = ctypes.CDLL(None)
 library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
 together = threading.Barrier(4)
@@ -39,7 +39,7 @@ def heaps(way: str) -> int:
 @pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_info"), reason="glibc alone"
 )
-def test_threads_share_one_heap() -> None:
+def test_threads_keep_heap_small() -> None:
     assert heaps("own") > 1
     assert heaps("shared") == 1
 
@@ -47,8 +47,8 @@ def test_threads_share_one_heap() -> None:
 HOLES = """
 import ctypes
 from pathlib import Path
-from edge_safe.runtime.heap import give_back_unused, share_one_heap
-share_one_heap()
+from edge_safe.runtime.heap import give_back_unused, keep_heap_small
+keep_heap_small()
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20
 library = ctypes.CDLL(None)
@@ -82,3 +82,40 @@ def test_holes_are_given_back_once_there_are_many() -> None:
     few, many = map(int, run.stdout.split())
     assert few < 5
     assert 75 <= many <= 85
+
+
+LARGE = """
+import ctypes, sys
+from edge_safe.runtime.heap import keep_heap_small
+if sys.argv[1] == "small":
+    keep_heap_small()
+library = ctypes.CDLL(None)
+library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+library.sbrk.argtypes, library.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
+library.free.argtypes = [ctypes.c_void_p]
+library.free(library.malloc(2**24))  # as large as a layer's weights
+before = library.sbrk(0)
+library.malloc(2**22)
+print(library.sbrk(0) - before)
+"""
+
+
+def grown(way: str) -> int:
+    run = subprocess.run([sys.executable, "-c", LARGE, way], capture_output=True, text=True)
+    return int(run.stdout)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc 2.33"
+)
+def test_large_pieces_stay_out_of_the_heap_whatever_was_freed_before() -> None:
+    assert grown("own") > 2**21
+    assert grown("small") == 0
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc 2.33"
+)
+def test_what_the_environment_says_of_the_heap_goes_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**25))
+    assert grown("small") > 2**21
