@@ -245,7 +245,7 @@ def _form(
                 "choose another."
             )
         cache = "fp16"
-    return Form(row, cache_format_named(cache), None)
+    return Form(row, cache_format_named(cache), None, whole_rows=not target.half_caches)
 
 
 def _tensorrt_forms(
@@ -306,7 +306,7 @@ def _search(job: Job, form: Form) -> ExportReport:
     worth = [number for number, one in enumerate(candidates) if not one.hopeless(bound)]
     for number in worth or [len(choices) - 1]:
         _empty(job.folder)
-        report = _attempt(job, Form(choices[number].precision, form.cache, form.seen))
+        report = _attempt(job, replace(form, precision=choices[number].precision))
         passed = report.accepted.passed
         candidates[number] = msgspec.structs.replace(candidates[number], accepted=passed)
         if passed:

@@ -105,13 +105,6 @@ class Precision:
         return self.weights.whole or below or self.prefill is not None
 
     @property
-    def gate(self) -> MatrixFormat:
-        """Format of the matrix that the gate's own keys and values come from."""
-        if self.weights.bits >= 16:
-            return PLAIN
-        return MatrixFormat(8, accuracy_level=self.weights.accuracy_level)
-
-    @property
     def head(self) -> MatrixFormat:
         """Format of lm_head."""
         return self.embedding if self.lm_head is None else self.lm_head

@@ -86,7 +86,7 @@ def join(gate: ModelProto, decoder: ModelProto) -> ModelProto:
     below = [
         node
         for node in gate_nodes
-        if node.op_type != "If" or not {"verdict_logits", EARLY_VERDICT}.intersection(node.output)
+        if not {"verdict_logits", EARLY_VERDICT}.intersection(node.output)
     ]
     given = {value.name for value in gate.graph.output}
     taken = [value.name for value in decoder.graph.input]

@@ -177,6 +177,7 @@ class GateColumns:
     ) -> None:
         self.length = 0
         self._data = np.zeros((1, 2, heads, 0, head_dim), np.float32)
+        self._memory = self._data.reshape(-1)
         self._columns_of = columns_of
         self._unmade: list[dict[str, Array]] = []
 
@@ -189,15 +190,28 @@ class GateColumns:
     def size(self) -> int:
         """Bytes that they take now."""
         states = sum(value.nbytes for one in self._unmade for value in one.values())
-        return self._data.nbytes + states
+        return self._memory.nbytes + states
 
     def free(self) -> None:
         """Forgets everything, the memory included."""
         self.length, self._unmade = 0, []
-        self._data = self._data[:, :, :, :0].copy()
+        self._hold(self._data[:, :, :, :0].copy())
+
+    def room(self, count: int) -> Array:
+        """Uninitialized (1, 2, H, G + count, dk), for ``take``."""
+        shape = (*self._data.shape[:3], self.length + count, self._data.shape[4])
+        size = math.prod(shape)
+        if self.length == 0 and size <= self._memory.size:
+            return self._memory[:size].reshape(shape)
+        return np.empty(shape, np.float32)
+
+    def take(self, columns: Array) -> None:
+        """Replaces all columns by contiguous (1, 2, H, n, dk), which are not copied."""
+        self._hold(columns)
+        self._unmade, self.length = [], columns.shape[3]
 
     def view(self) -> Array:
-        """(1, 2, H, G, dk) contiguous copy of the valid columns."""
+        """(1, 2, H, G, dk) the valid columns, contiguous; they may change with this object."""
         self._make()
         return np.ascontiguousarray(self._data[:, :, :, : self.length])
 
@@ -223,7 +237,7 @@ class GateColumns:
                 (*self._data.shape[:3], -(-end // STEP) * STEP, self._data.shape[4]), np.float32
             )
             grown[:, :, :, : self.length] = self._data[:, :, :, : self.length]
-            self._data = grown
+            self._hold(grown)
         self._data[:, :, :, self.length : end] = columns
         self.length = end
 
@@ -244,6 +258,12 @@ class GateColumns:
         forgotten = max(0, self.length - length)
         self._unmade = self._unmade[: max(0, len(self._unmade) - forgotten)]
         self.length -= forgotten
+
+    def _hold(self, data: Array) -> None:
+        """Keeps columns in memory of their own, or in that which there was."""
+        if not np.may_share_memory(data, self._memory):
+            self._memory = data.reshape(-1)
+        self._data = data
 
     def _make(self) -> None:
         """Makes the columns of positions of which only the states are kept."""

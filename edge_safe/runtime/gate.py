@@ -145,8 +145,10 @@ class Gate:
         # A single position may leave its states in place of columns.
         deferred = count == 1 and not self.own_columns
         new = 0 if deferred else count
-        shape = (*past.shape[:3], columns.length + new, past.shape[4])
-        present = room(shape, self._prefill.device)
+        # It holds the columns of the past as well, and takes their place.
+        present: Array | Buffer = columns.room(new)
+        if self._prefill.device != "cpu":
+            present = room(present.shape, self._prefill.device)
         verdicts.forget()
         binding = chunk.bind(self._prefill, "inputs_embeds", cache)
         binding.input("gate_past", past)
@@ -154,7 +156,7 @@ class Gate:
             binding.output(EARLY_VERDICT, verdicts.early)
         if self.late is not None:
             # The early exit is the end of this graph: what is clear goes no further.
-            handed = handed_on(self._prefill, width, count, shape[3:])
+            handed = handed_on(self._prefill, width, count, present.shape[3:])
             for name, value in handed.items():
                 binding.output(name, value)
             cache.bind(binding, self._prefill.layers)
@@ -184,7 +186,7 @@ class Gate:
         if deferred:
             columns.defer({**left, "hidden_states": on_host(hidden)})
         else:
-            columns.append(on_host(present)[:, :, :, columns.length :])
+            columns.take(on_host(present))
         return hidden
 
     def judge_together(

@@ -315,18 +315,17 @@ def test_safety_weights_stay_in_float32_but_for_its_keys_and_values(
         assert types == {onnx.TensorProto.FLOAT}
 
 
-@pytest.mark.parametrize(("bundle", "bits"), [("tiny_bundle", None), ("tiny_bundle_int4", 8)])
-def test_the_gates_keys_and_values_have_eight_bits_where_layers_are_rounded(
-    bundle: str, bits: int | None, request: pytest.FixtureRequest
+@pytest.mark.parametrize(
+    ("bundle", "product"), [("tiny_bundle", "MatMul"), ("tiny_bundle_int4", "MatMulIntegerToFloat")]
+)
+def test_the_gates_keys_and_values_are_whole_rows_where_layers_are_rounded(
+    bundle: str, product: str, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(bundle)
     for graph in ("gate", "gate_columns"):
         nodes = _all_nodes(onnx.load(folder / f"{graph}.onnx", load_external_data=False).graph)
-        found = [node for node in nodes if any(".key_value." in name for name in node.input)]
-        assert found
-    for node in found:
-        own = [a.i for a in node.attribute if a.name == "bits"]
-        assert own == ([] if bits is None else [bits])
+        found = [node for node in nodes if any(".key_value.weight" in n for n in node.input)]
+        assert {node.op_type for node in found} == {product}
 
 
 def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -29,10 +29,12 @@ from edge_safe.export.graphs.matrices import Matrix, linear, look_up, store_line
 from edge_safe.export.graphs.safety import (
     GateHead,
     TokenRows,
+    gate_outputs,
     gate_verdict,
     keep_tail,
     longer_than_one,
     new_columns,
+    single_position,
     token_logits,
 )
 from edge_safe.export.graphs.spec import DecoderSpec, LatticeSource, TensorSource
@@ -148,6 +150,8 @@ def gate_graph(
     store: WeightStore,
     form: MatrixFormat = PLAIN,
     early: GateHead | None = None,
+    *,
+    single: bool = False,
 ) -> GraphBuilder:
     """Layers 0 .. exit_layer-1 and the verdict of what decides at exit_layer.
 
@@ -162,6 +166,7 @@ def gate_graph(
         store: The weights file.
         form: How the matrix of the gate's own keys and values is packed.
         early: What ends clear cases at a layer below; its columns come first in gate_past.
+        single: Whether it sees single positions alone, so that it needs no conditions.
     """
     g = GraphBuilder("gate")
     shape: list[int | str] = ["batch", "sequence", spec.hidden_size]
@@ -172,7 +177,6 @@ def gate_graph(
     read = source_layers(head, early)[:-1]
     for layer in read:
         g.output(states_name(layer), FLOAT, shape)
-    several = longer_than_one(g, "inputs_embeds", "gate")
     entering = (residual, "")
 
     def run(indices: range) -> None:
@@ -185,6 +189,16 @@ def gate_graph(
     def leave() -> None:
         g.op("Add", list(entering), scope="exit", outputs=["hidden_states"])
 
+    if single:
+        run(range(exit_layer))
+        leave()
+        heads = [head] if early is None else [early, head]
+        gate_outputs(g, sum(len(of.query) for of in heads), head.query.shape[1])
+        for made, name in zip(single_position(g), ["gate_present", "verdict_logits"], strict=True):
+            g.op("Identity", [made], scope="gate", outputs=[name])
+        return g
+
+    several = longer_than_one(g, "inputs_embeds", "gate")
     if early is None:
         run(range(exit_layer))
         leave()
@@ -302,6 +316,7 @@ def decoder_graph(
     store: WeightStore,
     *,
     answers: bool = True,
+    single: bool = False,
 ) -> GraphBuilder:
     """Layers first_layer .. L-1, logits at slot T and the ``final`` verdict at T-1.
 
@@ -314,6 +329,7 @@ def decoder_graph(
         final: Verdict rows of the ``final`` stage.
         store: The weights file.
         answers: Whether it has lm_head and gives logits.
+        single: Whether it sees single positions alone.
     """
     g = GraphBuilder("decoder")
     name = "inputs_embeds" if first_layer is None else "hidden_states"
@@ -328,7 +344,7 @@ def decoder_graph(
         residual = _add_features(g, residual, deepstack, index)
         normed, residual = _enter(g, spec, residual, delta, weights.layers[index], index)
         attended = attention(g, spec, normed, weights.layers[index], common, index)
-        if index == spec.layers - 1:
+        if index == spec.layers - 1 and not single:
             attended, residual = keep_tail(g, [attended, residual])
         residual, delta = _leave(g, spec, residual, attended, weights.layers[index], index)
     states, _ = add_norm(g, delta, residual, weights.final_norm, "final_norm", spec.eps)

@@ -204,8 +204,8 @@ _LEVELS, _MIDDLE = 127.0, 128
 def _product_of_rows(g: GraphBuilder, x: str, weight: str, scales: Stored, name: str) -> str:
     """Rounds every position of x by a scale of its own, and multiplies in whole numbers.
 
-    So no position depends on another one, as with one scale for all of them it would. NaN and
-    infinity come out as NaN or infinity, for the scale carries them.
+    So no position depends on another one, as with one scale for all of them it would. A NaN may
+    come out as a number, since it need not be the largest of its position.
     """
 
     def rounded() -> str:

@@ -272,7 +272,7 @@ def new_columns(
 def _with_what_is_no_number(g: GraphBuilder, product: str, x: str, scope: str) -> str:
     """A product (B, S, N) of x (B, S, K), NaN wherever a position of x is not finite.
 
-    The kernel that rounds its inputs makes a number of a NaN, and the gate would decide on it.
+    What rounds its inputs makes a number of a NaN, and the gate would decide on it.
     """
     total = g.op("ReduceSum", [x, g.constant([-1])], scope=f"{scope}/finite", keepdims=1)
     nothing = g.op("Mul", [total, g.floats(0.0)], scope=f"{scope}/finite")
