@@ -58,7 +58,7 @@ run on this project's runtime with the same int4 weights, and a guard of the mod
 ## The commands
 
 ```
-for precision in int4 int4-fast int4-int8; do
+for precision in int4 int4-fast int4-rows int4-int8; do
   edge-safe export models/pebble --out $precision --precision $precision
 done
 python benchmarks/peers/setup.py models/pebble
@@ -68,14 +68,14 @@ edge-safe bench int4 --runs 7 --threads 2 --json \\
   --peer guard-logit --peer guard-generate --peer generate-then-check > int4.json
 
 python benchmarks/peers/setup.py models/pebble --shape qwen2_5-0_5b --out shape
-edge-safe export shape/checkpoint --out shape/int4-int8 --precision int4-int8
+edge-safe export shape/checkpoint --out shape/int4-int8 --precision int4-int8 --allow-unaccepted
 edge-safe bench shape/int4-int8 256 --runs 5 --threads 2 --json --peers-folder shape \\
   --peer llama-cpp-q4_0 --peer onnxruntime-genai --peer guard-logit > shape.json
 
 python docs/generate_performance.py docs/performance.md int4.json "A title=shape.json"
 ```
 
-Measured on 23 November 2026 at 075beb3, `int4-rows` at e198476 with fewer peers.
+Measured on 23 November 2026 at 1524c79.
 
 The last ones are random weights in the shape of Qwen2.5-0.5B, which all peers share; their gate and
 early exit stand at the shares of the depth where pebble has them. Many requests: `python

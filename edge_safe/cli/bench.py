@@ -165,7 +165,7 @@ def _peers(
             f"Peer '{needing[0]}' runs the model without its gate, which cannot be made here: "
             f"{document['notes'][-1]}"
         )
-    model = SafeModel.load(bundle, provider=settings.provider)
+    model = SafeModel.load(bundle, provider=settings.provider, accept_failed=True)
     prompt = exact_prompt(model, document["prompt_tokens"]) or ""
     ids, safe = model.prompt_ids(prompt).tolist(), model.manifest.safety.safe_token_id
     del model  # its memory is not to stand in the peers' way

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_safe.cli.bench import show
 from edge_safe.cli.console import Terminal
 from edge_safe.cli.main import call
+from edge_safe.runtime.manifest import MANIFEST_FILE, Acceptance, dump_manifest, load_manifest
 from tests.cli.conftest import Cli
 
 ROOT = Path(__file__).parents[2]
@@ -126,3 +129,19 @@ def test_peers_that_were_not_set_up_are_an_error(
     assert result.code == 1
     assert result.document["error"]["type"] == "PeerError"
     assert "setup.py" in result.document["error"]["message"]
+
+
+def test_a_bundle_that_failed_its_acceptance_test_is_measured_and_named(
+    tiny_bundle: Path, tmp_path: Path, cli: Cli
+) -> None:
+    folder = tmp_path / "failed"
+    shutil.copytree(tiny_bundle, folder)
+    manifest = load_manifest(folder)
+    failed = Acceptance(passed=False, data="rows", rows=2, reason="AUROC 0.2, torch 0.9")
+    safety = msgspec.structs.replace(manifest.safety, acceptance=failed)
+    (folder / MANIFEST_FILE).write_bytes(
+        dump_manifest(msgspec.structs.replace(manifest, safety=safety))
+    )
+    found = cli("bench", folder, "64", "--runs", 1, "--threads", 1, "--json")
+    assert found.code == 0
+    assert any("failed its acceptance test" in note for note in found.document["notes"])

@@ -21,7 +21,7 @@ def main(folder: str, tokens: int, threads: int | None, provider: str | None) ->
     start = time.perf_counter()
     from edge_safe import SafeModel
 
-    model = SafeModel.load(folder, threads=threads, provider=provider)
+    model = SafeModel.load(folder, threads=threads, provider=provider, accept_failed=True)
     loaded = time.perf_counter()
     model.assess(FIRST)
     judged = time.perf_counter()

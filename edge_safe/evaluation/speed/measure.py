@@ -110,6 +110,9 @@ def measure(
     tell("load", 1.0)
     machine = describe_machine()
     model = load_forgetful(folder, settings.threads, settings.provider)
+    acceptance = model.manifest.safety.acceptance
+    if acceptance is not None and not acceptance.passed:
+        notes.add("This bundle failed its acceptance test: it is fast, and not to be used.")
     lengths, skipped = measure_lengths(model, settings, tell)
     reference = next(
         (entry["prompt_tokens"] for entry in lengths if entry["prompt_tokens"] == reference),
