@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from edge_safe.export.emission import Form
 from edge_safe.export.graphs.builder import GraphBuilder
 from edge_safe.export.graphs.decoder import (
     columns_graph,
@@ -25,7 +26,7 @@ from edge_safe.export.graphs.decoder import (
 from edge_safe.export.graphs.safety import GateHead, GateSource, TokenRows
 from edge_safe.export.graphs.spec import DecoderSpec, FloatArray, Rope
 from edge_safe.export.graphs.store import WeightStore
-from edge_safe.export.quantization import PLAIN, precision_named
+from edge_safe.export.quantization import precision_named
 from edge_safe.runtime import manifest as m
 from edge_safe.runtime.model import SafeModel
 from edge_safe.runtime.policy import Policy
@@ -153,8 +154,9 @@ def write_bundle(
         graphs = {"embed_tokens": embedding_graph(weights, spec)}
         if gate:
             lower = None if early is None else early(random_head(rng, EARLY_LAYER))
-            graphs["gate"] = gate_graph(weights, spec, EXIT_LAYER, head, store, PLAIN, lower)
-            graphs["gate_columns"] = columns_graph(WIDTH, EXIT_LAYER, head, store, PLAIN, lower)
+            form = Form(precision_named(precision), "fp32", None, whole_rows=True).gate
+            graphs["gate"] = gate_graph(weights, spec, EXIT_LAYER, head, store, form, lower)
+            graphs["gate_columns"] = columns_graph(WIDTH, EXIT_LAYER, head, store, form, lower)
         first = EXIT_LAYER if gate else None
         graphs["decoder"] = decoder_graph(weights, spec, first, rows, store)
     for name, graph in graphs.items():
