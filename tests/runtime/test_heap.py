@@ -39,7 +39,7 @@ def heaps(way: str) -> int:
 @pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_info"), reason="glibc alone"
 )
-def test_threads_keep_heap_small() -> None:
+def test_threads_share_one_heap() -> None:
     assert heaps("own") > 1
     assert heaps("shared") == 1
 
@@ -101,7 +101,9 @@ print(library.sbrk(0) - before)
 
 
 def grown(way: str) -> int:
-    run = subprocess.run([sys.executable, "-c", LARGE, way], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", LARGE, way], capture_output=True, text=True, check=True
+    )
     return int(run.stdout)
 
 
