@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from edge_safe.errors import BundleError, IntegrityError, ProviderError
-from edge_safe.runtime.digest import sha256_file
+from edge_safe.errors import BundleError, ProviderError
+from edge_safe.runtime.cores import available_cores
 from edge_safe.runtime.external_data import external_files
-from edge_safe.runtime.manifest import LANGUAGE, Manifest, confine, load_manifest
+from edge_safe.runtime.manifest import LANGUAGE, Manifest, load_manifest
 from edge_safe.runtime.rtx_provider import PROVIDER as AHEAD_OF_TIME
 from edge_safe.runtime.rtx_provider import context_engine, context_file
 from edge_safe.runtime.session import Session, provider_name
+from edge_safe.runtime.verified_files import VerifiedFiles
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +46,13 @@ class Bundle:
         self.provider = provider
         self._threads = threads
         self._profile_folder = profile_folder
-        self._checked: set[str] = set()
+        self._verified = VerifiedFiles(folder, manifest)
+        self._files: dict[str, frozenset[str]] = {}
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
-        self._opening: dict[tuple[str, str], threading.Lock] = {}
+        self._opening: dict[str, threading.Lock] = {}
+        # More at a time only get into each other's way.
+        self._packing = threading.Semaphore(available_cores())
 
     def file(self, name: str) -> Path:
         """Path of a file that was found to be the one the manifest names.
@@ -56,12 +61,7 @@ class Bundle:
             IntegrityError: It is not listed, leaves the bundle, or differs in size or hash.
             BundleError: It is missing or unreadable.
         """
-        path = confine(self.folder, name)
-        with self._only_one("file", name):
-            if name not in self._checked:
-                self._check(name, path)
-                self._checked.add(name)
-        return path
+        return self._verified.path(name)
 
     def has(self, name: str) -> bool:
         """Whether the manifest lists a file."""
@@ -77,7 +77,9 @@ class Bundle:
         return self.file(name).read_bytes()
 
     def session(self, graph: str) -> Session:
-        """Opens a graph on first use; its weight files are checked with it.
+        """Opens a graph on first use; its weight files are checked meanwhile.
+
+        It is not given away before all of them are found to be the ones the manifest names.
 
         Raises:
             BundleError: The bundle has no such graph, or it cannot be opened.
@@ -86,7 +88,10 @@ class Bundle:
         """
         session = self._sessions.get(graph)
         if session is None:
-            with self._only_one("graph", graph):
+            with self._lock:
+                # Different ones are opened side by side.
+                only_one = self._opening.setdefault(graph, threading.Lock())
+            with only_one:
                 session = self._sessions.get(graph)
                 if session is None:
                     session = self._open(graph)
@@ -104,13 +109,26 @@ class Bundle:
             BundleError: The bundle has no such graph, or no such engine.
             IntegrityError: See ``file``.
         """
-        if graph not in self.manifest.graphs:
-            known = ", ".join(self.manifest.graphs) or "none"
-            raise BundleError(f"{self.folder} has no graph '{graph}'; it has: {known}.")
-        if self._provider_of(graph) == AHEAD_OF_TIME:
-            return self._context_of(graph)
-        self._files_of(graph)
-        return self.file(self.manifest.graphs[graph].file)
+        for name in sorted(self.files_of(graph)):
+            self.file(name)
+        return self._path_of(graph)
+
+    def files_of(self, graph: str) -> frozenset[str]:
+        """Names of what a graph is opened from, of which those that name others were checked.
+
+        Raises:
+            BundleError: See ``check_graph``.
+            IntegrityError: See ``file``.
+        """
+        found = self._files.get(graph)
+        if found is None:
+            if graph not in self.manifest.graphs:
+                known = ", ".join(self.manifest.graphs) or "none"
+                raise BundleError(f"{self.folder} has no graph '{graph}'; it has: {known}.")
+            ahead = self._provider_of(graph) == AHEAD_OF_TIME
+            found = self._context_files(graph) if ahead else self._graph_files(graph)
+            self._files[graph] = found
+        return found
 
     def run_counts(self) -> dict[str, int]:
         """How often each graph was run; graphs that were never opened count 0."""
@@ -135,23 +153,31 @@ class Bundle:
         for graph in self.manifest.graphs:
             self.check_graph(graph)
 
-    def _only_one(self, kind: str, name: str) -> threading.Lock:
-        """What keeps two threads from opening the same thing; different ones go side by side."""
-        with self._lock:
-            return self._opening.setdefault((kind, name), threading.Lock())
-
     def _open(self, graph: str) -> Session:
-        """Checks a graph and its weights, then hands it to ONNX Runtime."""
-        path = self.check_graph(graph)
+        """Checks a graph and its weights and hands it to ONNX Runtime."""
         profile = None
         if self._profile_folder is not None:
             profile = str(self._profile_folder / graph)
         provider = self._provider_of(graph)
         if provider == "tensorrt":
-            path = self._engine_of(graph)
-        session = Session(path, provider, self._threads, profile)
+            self.check_graph(graph)
+            return Session(self._engine_of(graph), provider, self._threads, profile)
         if provider == AHEAD_OF_TIME:
+            session = Session(self.check_graph(graph), provider, self._threads, profile)
             self._compare(graph, session)
+            return session
+        for name in self.files_of(graph):
+            self._verified.sized(name)
+        # ONNX Runtime parses the graph alone, which was checked by now. Of the weights, which are
+        # nothing but numbers, it packs what another thread hashes.
+        with ThreadPoolExecutor(1) as beside:
+            checking = beside.submit(self.check_graph, graph)
+            try:
+                with self._packing:
+                    session = Session(self._path_of(graph), provider, self._threads, profile)
+            finally:
+                # What is wrong with a file explains what ONNX Runtime may have said of it.
+                checking.result()
         return session
 
     def _compare(self, graph: str, engine: Session) -> None:
@@ -164,8 +190,9 @@ class Bundle:
         from edge_safe.runtime.engines.agreement import require_agreement
 
         entry, plan = self.manifest.graphs[graph], self.manifest.engines[graph]
-        names = sorted(self._files_of(graph) | {context_file(entry.file)})
-        names.append(context_engine(self.read(context_file(entry.file))))
+        names = sorted(self._graph_files(graph) | self._context_files(graph))
+        for name in names:
+            self.file(name)
 
         def compare() -> None:
             logger.warning("comparing the engine of %s with its graph, once on this device", graph)
@@ -176,25 +203,30 @@ class Bundle:
         once_on_this_device(files, compare)
         engine.runs = 0
 
-    def _files_of(self, graph: str) -> set[str]:
-        """A graph's file and those of its weights, checked."""
+    def _path_of(self, graph: str) -> Path:
+        """What is handed to ONNX Runtime."""
+        name = self.manifest.graphs[graph].file
+        if self._provider_of(graph) == AHEAD_OF_TIME:
+            name = context_file(name)
+        return self.file(name)
+
+    def _graph_files(self, graph: str) -> frozenset[str]:
+        """A graph's file, checked, and those of its weights."""
         name = self.manifest.graphs[graph].file
         parent = PurePosixPath(name).parent
-        found = {name, *(str(parent / place) for place in external_files(self.read(name)))}
-        for file in sorted(found):
-            self.file(file)
-        return found
+        return frozenset(
+            {name, *(str(parent / place) for place in external_files(self.read(name)))}
+        )
 
-    def _context_of(self, graph: str) -> Path:
-        """The context model of a graph; its engine is checked with it."""
+    def _context_files(self, graph: str) -> frozenset[str]:
+        """A graph's context model, checked, and the engine it names."""
         name = context_file(self.manifest.graphs[graph].file)
         if not self.has(name):
             raise BundleError(
                 f"{self.folder} has no {name}, which names an engine built ahead of time. Export "
                 f"it with --target {AHEAD_OF_TIME}, or choose another --provider."
             )
-        self.file(str(PurePosixPath(name).parent / context_engine(self.read(name))))
-        return self.file(name)
+        return frozenset({name, str(PurePosixPath(name).parent / context_engine(self.read(name)))})
 
     def _engine_of(self, graph: str) -> Path:
         """The engine of a graph, built now where this machine has none yet."""
@@ -213,33 +245,6 @@ class Bundle:
             return "cpu"
         beside = self.provider.startswith("tensorrt") and graph not in self.manifest.engines
         return "cpu" if beside else self.provider
-
-    def _check(self, name: str, path: Path) -> None:
-        """Compares a file with its entry in the manifest."""
-        entry = self.manifest.files.get(name)
-        if entry is None:
-            raise IntegrityError(
-                f"{name!r} is not listed in the manifest of {self.folder}. Do not use this bundle."
-            )
-        try:
-            size = path.stat().st_size
-            digest = sha256_file(path) if size == entry.size else ""
-        except FileNotFoundError as error:
-            raise BundleError(
-                f"{path} is missing. Export the bundle again or copy it afresh."
-            ) from error
-        except OSError as error:
-            raise BundleError(f"Cannot read {path}: {error}.") from error
-        if size != entry.size:
-            raise IntegrityError(
-                f"{path} has {size} bytes, the manifest says {entry.size}. Export the bundle "
-                "again or copy it afresh."
-            )
-        if digest != entry.sha256:
-            raise IntegrityError(
-                f"{path} is not the file the manifest names (sha256 {digest[:12]}…, expected "
-                f"{entry.sha256[:12]}…). Export the bundle again or copy it afresh."
-            )
 
 
 def _tell(step: str, share: float) -> None:

@@ -6,8 +6,9 @@ It sees embeddings and token ids. Words, pictures and policies' texts are the bu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +17,6 @@ from edge_safe.errors import EdgeSafeError, GateError, PolicyError
 from edge_safe.runtime.bundle import Bundle
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.calibration import Modality
-from edge_safe.runtime.cores import available_cores
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.decoder import Decoder, Stepper
 from edge_safe.runtime.early_exit import EarlyThreshold
@@ -79,32 +79,35 @@ class Engine:
         whole = bundle.manifest.model.bidirectional == "prompt"
         self._prefixes = PrefixCache(0 if whole else prefix_bytes)
 
-    def check(self) -> None:
-        """Hashes what ``load`` opens.
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Opens the language model's graphs; their files are hashed while the body runs.
 
-        Raises:
-            BundleError: A graph is missing.
-            IntegrityError: A file is not the one the manifest names.
-        """
-        # Some are opened at the second turn only, when it would be late to find them damaged.
-        later = [name for name in ("gate_columns",) if name in self._manifest.graphs]
-        for name in [*self._names(), *later]:
-            self._bundle.check_graph(name)
-
-    def load(self) -> None:
-        """Opens the language model's graphs now, so that a bad file shows before a request.
+        They are opened after it, so that what it takes and frees does not lie between what stays.
 
         Raises:
             BundleError: A graph is missing or cannot be opened.
             IntegrityError: A file is not the one the manifest names.
             ProviderError: The provider did not start.
         """
-        # ONNX Runtime packs the weights of a graph on one thread.
-        with ThreadPoolExecutor(available_cores()) as pool:
-            opened = list(pool.map(self._bundle.session, self._names()))
+        bundle = self._bundle
+        # What takes longest goes first: graphs for whole prompts, which have conditions.
+        names = self._names()[::-1]
+        # Opened at the second turn only, when it would be late to find it damaged.
+        later = [name for name in ("gate_columns",) if name in self._manifest.graphs]
+        with ThreadPoolExecutor(2 * len(names) + len(later)) as pool:
+            checking = []
+            for name in names + later:
+                # Found here, since the body may let no other thread run Python for long.
+                bundle.files_of(name)
+                checking.append(pool.submit(bundle.check_graph, name))
+            yield
+            opened = list(pool.map(bundle.session, names))
+            for one in checking:
+                one.result()
         # Pages go by their addresses: nobody else may be about to unmap some of this folder.
         if open_sessions() == len(opened):
-            give_back(self._bundle.folder)
+            give_back(bundle.folder)
 
     def new_state(self) -> State:
         """An empty sequence.

@@ -8,6 +8,7 @@ are read from the file again where they are needed after all.
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from pathlib import Path
 
@@ -28,23 +29,23 @@ def give_back(folder: Path) -> int:
     if not sys.platform.startswith("linux"):
         return 0
     try:
-        lines = _MAPS.read_text().splitlines()
+        maps = _MAPS.read_text()
         advise = ctypes.CDLL(None).madvise
     except (OSError, AttributeError):
         return 0
     advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    inside = f" {folder.resolve()}/"
-    total = first = end = 0
-    clean = False
-    for line in lines:
-        name, *rest = line.split(maxsplit=2)
-        if "-" in name and not name.endswith(":"):
-            # address perms offset device inode path
-            ours = rest[0].endswith("p") and inside in line
-            first, end = (int(number, 16) for number in name.split("-")) if ours else (0, 0)
-        elif name == "Anonymous:":
-            clean = rest[0] == "0"
-        elif name == "Swap:" and first and clean and rest[0] == "0":
+    # address perms offset device inode path, and lines of fields after it
+    private = rf"^([0-9a-f]+)-([0-9a-f]+) ...p \S+ \S+ \S+ +{re.escape(str(folder.resolve()))}/.*$"
+    total = 0
+    for mapping in re.finditer(private, maps, re.MULTILINE):
+        if all(_is_none(maps, field, mapping.end()) for field in ("Anonymous:", "Swap:")):
+            first, end = (int(number, 16) for number in mapping.groups())
             failed = advise(first, end - first, _DONTNEED)
             total += 0 if failed else end - first
     return total
+
+
+def _is_none(maps: str, field: str, start: int) -> bool:
+    """Whether a field of the mapping whose lines start there is 0 kB."""
+    at = maps.find(field, start)
+    return at >= 0 and maps[at + len(field) : maps.find("\n", at)].split() == ["0", "kB"]

@@ -6,7 +6,6 @@ import json
 import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,8 +120,7 @@ class SafeModel:
         engine = Engine(bundle, int(prefix_cache_mb * 2**20))
         engine.stages(policy)
         # The tokenizer is parsed while the weights are hashed and the graphs opened.
-        with ThreadPoolExecutor(1) as pool:
-            opening = pool.submit(_open, engine)
+        with engine.loading():
             controls = {*safety.control_token_ids, safety.safe_token_id, safety.unsafe_token_id}
             tokens = Tokens(bundle.read(TOKENIZER_FILE), sorted(controls))
             family = open_family(bundle, tokens, untrained_towers)
@@ -131,7 +129,6 @@ class SafeModel:
             template = ChatTemplate(
                 _text(bundle, TEMPLATE_FILE), _template_variables(bundle), family.placeholders
             )
-            opening.result()
         builder = PromptBuilder(
             template, tokens, safety.safe_token_id, bundle.manifest.model.context_length
         )
@@ -390,12 +387,6 @@ class SafeModel:
             if not self._free:
                 self._free.append(state)
         give_back_unused()
-
-
-def _open(engine: Engine) -> None:
-    """Hashes what is opened, then opens it."""
-    engine.check()
-    engine.load()
 
 
 def _text(bundle: Bundle, name: str) -> str:

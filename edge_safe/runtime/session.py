@@ -68,6 +68,9 @@ HEAVY = {
 PAST = "past_key_values."
 
 WARNINGS_ONLY = 3
+# Longer than a graph's threads wait for each other between two operators.
+_SPIN_MICROSECONDS = "1000"
+
 # Of ONNX Runtime's own log, which a message of ours replaces; and what it is by default.
 NOTHING, WARNINGS = 4, 2
 
@@ -303,6 +306,9 @@ def _settings(provider: str, threads: int | None, profile_prefix: str | None) ->
     settings.log_severity_level = NOTHING if provider == rtx_provider.PROVIDER else WARNINGS_ONLY
     # Two sessions of one request alternate; a spinning pool would starve the other one.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
+    # By itself a thread that never had work yet spins for tens of milliseconds, on the core where
+    # the next graph is being opened. Versions that do not know it, 1.23 say, pass over it.
+    settings.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
     # Every prompt and picture has its own shape; a plan per shape would only pile up memory.
     settings.enable_mem_pattern = False
     if provider == "cpu":

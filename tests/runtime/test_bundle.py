@@ -42,6 +42,27 @@ def test_one_changed_byte_is_found_at_load(own_bundle: Path, name: str) -> None:
         SafeModel.load(own_bundle)
 
 
+def test_a_graph_is_never_given_away_on_weights_that_differ(own_bundle: Path) -> None:
+    flip_byte(own_bundle / "weights.onnx.data", 7)
+    bundle = open_bundle(own_bundle)
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match=r"weights\.onnx\.data is not the file"):
+            bundle.session("gate")
+
+
+def test_weights_that_differ_are_said_before_what_onnxruntime_says(own_bundle: Path) -> None:
+    path = own_bundle / "gate.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    path.write_bytes(model.SerializeToString())
+    redescribe(own_bundle, "gate.onnx")
+    with pytest.raises(BundleError, match="NoSuchOperator"):
+        open_bundle(own_bundle).session("gate")
+    flip_byte(own_bundle / "weights.onnx.data", 7)
+    with pytest.raises(IntegrityError, match=r"weights\.onnx\.data"):
+        open_bundle(own_bundle).session("gate")
+
+
 def test_verify_checks_every_file(own_bundle: Path) -> None:
     flip_byte(own_bundle / "tokenizer_config.json", 3)
     with pytest.raises(IntegrityError, match="tokenizer_config"):

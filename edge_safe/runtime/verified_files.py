@@ -1,0 +1,85 @@
+"""The files of a bundle folder, each compared with the manifest before it is believed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edge_safe.errors import BundleError, IntegrityError
+from edge_safe.runtime.digest import sha256_file
+from edge_safe.runtime.manifest import Manifest, confine
+
+
+class VerifiedFiles:
+    """Hashes a file once, when somebody first asks for it. Safe to share between threads."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self._folder = folder
+        self._entries = manifest.files
+        self._hashed: set[str] = set()
+        self._lock = threading.Lock()
+        self._hashing: dict[str, threading.Lock] = {}
+
+    def path(self, name: str) -> Path:
+        """Path of a file that was found to be the one the manifest names.
+
+        Raises:
+            IntegrityError: It is not listed, leaves the bundle, or differs in size or hash.
+            BundleError: It is missing or unreadable.
+        """
+        path = self.sized(name)
+        with self._lock:
+            only_one = self._hashing.setdefault(name, threading.Lock())
+        with only_one:
+            if name not in self._hashed:
+                self._compare_hash(name, path)
+                self._hashed.add(name)
+        return path
+
+    def sized(self, name: str) -> Path:
+        """Path of a file that has the size the manifest says, its contents not looked at yet.
+
+        Raises:
+            IntegrityError: It is not listed, leaves the bundle, or differs in size.
+            BundleError: It is missing or unreadable.
+        """
+        path = confine(self._folder, name)
+        entry = self._entries.get(name)
+        if entry is None:
+            raise IntegrityError(
+                f"{name!r} is not listed in the manifest of {self._folder}. Do not use this bundle."
+            )
+        with _readable(path):
+            size = path.stat().st_size
+        if size != entry.size:
+            raise IntegrityError(
+                f"{path} has {size} bytes, the manifest says {entry.size}. Export the bundle "
+                "again or copy it afresh."
+            )
+        return path
+
+    def _compare_hash(self, name: str, path: Path) -> None:
+        """Compares a file's contents with its entry in the manifest."""
+        expected = self._entries[name].sha256
+        with _readable(path):
+            digest = sha256_file(path)
+        if digest != expected:
+            raise IntegrityError(
+                f"{path} is not the file the manifest names (sha256 {digest[:12]}…, expected "
+                f"{expected[:12]}…). Export the bundle again or copy it afresh."
+            )
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Says what a file that cannot be read means for the bundle."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{path} is missing. Export the bundle again or copy it afresh."
+        ) from error
+    except OSError as error:
+        raise BundleError(f"Cannot read {path}: {error}.") from error
