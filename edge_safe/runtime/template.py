@@ -14,9 +14,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from edge_safe.errors import BundleError, PromptError
 
 ROLES = ("system", "user", "assistant")
@@ -57,14 +54,9 @@ class ChatTemplate:
         Raises:
             BundleError: The template is not valid.
         """
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _raise
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise BundleError(f"The bundle's chat template is not valid: {error}.") from error
+        from edge_safe.runtime.jinja_template import JinjaTemplate
+
+        self._template = JinjaTemplate(source)
         self._variables = variables
         self._kinds = {text: kind for kind, text in (placeholders or {}).items()}
         longest_first = sorted(self._kinds, key=len, reverse=True)
@@ -103,7 +95,7 @@ class ChatTemplate:
             text = self._template.render(
                 messages=messages, add_generation_prompt=not begun, **self._variables
             )
-        except jinja2.TemplateError as error:
+        except ValueError as error:
             raise PromptError(
                 f"The chat template does not accept the roles {list(roles)}: {error}."
             ) from error
@@ -166,8 +158,3 @@ class ChatTemplate:
 def medium_part(kind: str) -> dict[str, str]:
     """A picture or sound as templates take it: some look at its type, others for its key."""
     return {"type": kind, kind: ""}
-
-
-def _raise(message: str) -> None:
-    """The function by which templates reject a conversation."""
-    raise jinja2.TemplateError(message)

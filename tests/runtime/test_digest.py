@@ -11,11 +11,12 @@ import pytest
 from edge_safe.runtime import digest
 
 
-@pytest.mark.parametrize("parts", [0, 0.5, 1, 2, 2.25])
+@pytest.mark.parametrize("parts", [0, 0.5, 2, 2.25, 3, 4.25])
 def test_parts_make_the_hash_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: float
 ) -> None:
     part = mmap.ALLOCATIONGRANULARITY
+    monkeypatch.setattr(digest, "_FIRST_PART", 2 * part)
     monkeypatch.setattr(digest, "_PART", part)
     data = bytes(number * 7 % 251 for number in range(int(parts * part)))
     path = tmp_path / "weights"
