@@ -1,7 +1,7 @@
 """Finds the weight files an ONNX graph points to, before ONNX Runtime opens any of them.
 
 Reads just enough of the file (field numbers from onnx.proto, ONNX IR version 10) to reach every
-``TensorProto.external_data``. Large initializers are skipped over, not copied.
+``TensorProto.external_data``, and looks into no message that cannot hold one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _FIELDS: dict[str, dict[int, str]] = {
 }
 
 _KEY, _VALUE = 1, 2
+_LOCATION = b"location"
 
 _MAX_DEPTH = 64
 
@@ -45,10 +46,11 @@ def _walk(data: memoryview, message: str, depth: int) -> Iterator[str]:
         raise BundleError("The graph is nested too deeply to be an ONNX file.")
     if message == "entry":
         entry = {n: bytes(value) for n, value in read_fields(data) if not isinstance(value, int)}
-        if entry.get(_KEY) == b"location":
+        if entry.get(_KEY) == _LOCATION:
             yield entry.get(_VALUE, b"").decode("utf-8")
         return
     for number, value in read_fields(data):
         inner = _FIELDS[message].get(number)
-        if inner is not None and not isinstance(value, int):
+        # Text stands in a message as it is: where the key does not, there is no such entry.
+        if inner is not None and not isinstance(value, int) and _LOCATION in bytes(value):
             yield from _walk(value, inner, depth + 1)
