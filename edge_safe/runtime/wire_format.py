@@ -19,8 +19,8 @@ def read_fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     Raises:
         IndexError: The bytes are not a well-formed message.
     """
-    at, end = 0, len(data)
-    while at < end:
+    at = 0
+    while at < len(data):
         tag, at = _read_varint(data, at)
         number, kind = tag >> 3, tag & 7
         if kind == _VARINT:
@@ -32,7 +32,7 @@ def read_fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             at += 4
         elif kind == _BYTES:
             length, at = _read_varint(data, at)
-            if at + length > end:
+            if at + length > len(data):
                 raise IndexError("a field runs past the end")
             yield number, data[at : at + length]
             at += length
@@ -54,9 +54,6 @@ def read_packed(data: memoryview) -> Iterator[int]:
 
 def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
     """Reads a base-128 number at an offset; returns it and the offset behind it."""
-    value = data[at]
-    if value < 0x80:
-        return value, at + 1
     value = shift = 0
     while True:
         byte = data[at]
