@@ -16,6 +16,7 @@ from edge_safe.errors import ExportError
 from edge_safe.export.checkpoint.adapter import weights_folder
 from edge_safe.runtime import manifest as schema
 from edge_safe.runtime.digest import sha256_file
+from edge_safe.runtime.prefill import ATTENTION_END
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -29,6 +30,8 @@ DTYPES: dict[int, str] = {
     onnx.TensorProto.INT8: "int8",
 }
 
+# Beginnings of the names of graphs that are written with the runtime's fused operators.
+_FUSED = ("embed_tokens", "gate", "decoder")
 
 # Types that weight matrices are stored in, the fewest bits first.
 STORED: dict[int, str] = {
@@ -113,6 +116,27 @@ def _describe(path: Path) -> schema.Graph:
         inputs=[_tensor(value) for value in graph.input],
         outputs=[_tensor(value) for value in graph.output],
         precision=_precision(graph),
+        optimized=path.stem.startswith(_FUSED) and _optimized(graph),
+    )
+
+
+def _optimized(graph: onnx.GraphProto) -> bool:
+    """Whether ONNX Runtime's optimizers would find nothing to fuse and nothing to fold.
+
+    Attention in which positions see those behind them is the one part that is not written with
+    fused operators.
+    """
+    spans = any(value.name == ATTENTION_END for value in graph.input)
+    return not spans and not _foldable(graph, set())
+
+
+def _foldable(graph: onnx.GraphProto, outside: set[str]) -> bool:
+    """Whether a node computes on nothing but weights, so that its result never changes."""
+    weights = outside | {tensor.name for tensor in graph.initializer}
+    return any(
+        (node.input and node.op_type != "Identity" and weights.issuperset(node.input))
+        or any(_foldable(part.g, weights) for part in node.attribute if part.HasField("g"))
+        for node in graph.node
     )
 
 

@@ -210,6 +210,7 @@ def _describe(manifest: Manifest, out: Path) -> Manifest:
             [*below(gate.inputs), *(t for t in decoder.inputs if t.name != "hidden_states")],
             [*below(gate.outputs), *decoder.outputs],
             decoder.precision,
+            optimized=gate.optimized and decoder.optimized,
         )
 
     files = {

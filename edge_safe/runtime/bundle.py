@@ -174,7 +174,13 @@ class Bundle:
             checking = beside.submit(self.check_graph, graph)
             try:
                 with self._packing:
-                    session = Session(self._path_of(graph), provider, self._threads, profile)
+                    session = Session(
+                        self._path_of(graph),
+                        provider,
+                        self._threads,
+                        profile,
+                        optimized=self.manifest.graphs[graph].optimized,
+                    )
             finally:
                 # What is wrong with a file explains what ONNX Runtime may have said of it.
                 checking.result()

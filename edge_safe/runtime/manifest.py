@@ -55,12 +55,22 @@ class Tensor(_Record, frozen=True):
 
 
 class Graph(_Record, frozen=True):
-    """One ONNX file: where it stands, what goes in, what comes out, and its weights' precision."""
+    """One ONNX file.
+
+    Attributes:
+        file: Where it stands.
+        inputs: What goes in.
+        outputs: What comes out.
+        precision: Of its weights.
+        optimized: Whether it was written as ONNX Runtime's optimizers would leave it, so that on a
+            CPU they are not run when it is opened.
+    """
 
     file: str
     inputs: list[Tensor]
     outputs: list[Tensor]
     precision: str
+    optimized: bool = False
 
 
 Bidirectional = Literal["none", "image", "prompt"]

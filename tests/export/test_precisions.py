@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -15,7 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from edge_safe import Decision, SafeModel
 from edge_safe.errors import ExportError, UsageError
+from edge_safe.evaluation.speed.requests import Answers
 from edge_safe.export import auto, export_bundle
+from edge_safe.export.bundle_files import write_manifest
 from edge_safe.export.checkpoint.four_bit import FourBit, FourBitTensors
 from edge_safe.export.checkpoint.shards import Shards
 from edge_safe.export.packing import lattice_matrix
@@ -26,6 +29,7 @@ from edge_safe.export.ungated import write_ungated
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.manifest import load_manifest
 from edge_safe.runtime.policy import Policy
+from tests.export.optimizing import changed_operators
 
 # Largest mean KL divergence of the next token from torch's, and largest change of p_unsafe, on
 # random weights of four layers that lie on int4's own lattice. Plain 4 bits lose so much of such
@@ -209,6 +213,46 @@ def test_without_its_gate_it_still_reads_prompts_through_them(
     assert shares[0] == pytest.approx(shares[1], abs=1e-5)
     assert bare.generate(REQUESTS[0], max_tokens=8).text
     assert bare.run_counts()["decoder_prefill"] == 2
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "int4-rows", "int4-int8"])
+def test_integer_graphs_leave_nothing_to_optimize(
+    precision: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    export_bundle(tiny_checkpoint, tmp_path / "b", precision=precision, allow_unaccepted=True)
+    for graph in load_manifest(tmp_path / "b").graphs.values():
+        assert graph.optimized
+        assert changed_operators(tmp_path / "b" / graph.file) == {}
+
+
+def test_halves_are_left_to_be_cast_when_a_graph_is_opened(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    export_bundle(tiny_checkpoint, tmp_path / "b", precision="fp16")
+    decoder = load_manifest(tmp_path / "b").graphs["decoder"]
+    assert not decoder.optimized
+    assert changed_operators(tmp_path / "b" / decoder.file)["Cast"] < 0
+
+
+@pytest.mark.parametrize("bundle", ["fast_bundle", "tiny_bundle_int4"])
+def test_optimizers_change_no_number(
+    bundle: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(request.getfixturevalue(bundle), tmp_path / "b"))
+    manifest = load_manifest(folder)
+    graphs = {
+        name: msgspec.structs.replace(graph, optimized=False)
+        for name, graph in manifest.graphs.items()
+    }
+    write_manifest(folder, msgspec.structs.replace(manifest, graphs=graphs))
+    without, run = (
+        SafeModel.load(one, threads=1, accept_failed=True)
+        for one in (request.getfixturevalue(bundle), folder)
+    )
+    for text in REQUESTS:
+        assert without.assess(text).p_unsafe == pytest.approx(run.assess(text).p_unsafe, abs=1e-6)
+    ids = np.arange(20, 60)
+    assert Answers(without).run(ids, 16).ids == Answers(run).run(ids, 16).ids
 
 
 def test_awq_needs_texts(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ from edge_safe.export import ExportReport, export_bundle
 from edge_safe.export.families.base import find_family
 from edge_safe.models.prompts import Message, PromptEncoder
 from edge_safe.models.safety_model import SafetyTokenModel
+from edge_safe.runtime.manifest import load_manifest
 from tests.conftest import END_ID, SAFE_ID, UNSAFE_ID
 from tests.export.conftest import FamilyFiles
 from tests.export.families import FAMILIES, OTHERWISE, WINDOW, write_family
+from tests.export.optimizing import changed_operators
 
 TOKENS = 24
 ONE_TURN = [("user", "How do I pick the lock of my neighbour's shed?")]
@@ -64,6 +66,13 @@ def test_report_tells_of_parity(files: FamilyFiles) -> None:
     config = json.loads((files.checkpoint / "config.json").read_text())
     assert report.family == config["model_type"]
     check_report(report)
+
+
+def test_its_graphs_leave_nothing_to_optimize(files: FamilyFiles) -> None:
+    graphs = load_manifest(files.bundle).graphs
+    assert {name for name, graph in graphs.items() if graph.optimized} == set(graphs)
+    for graph in graphs.values():
+        assert changed_operators(files.bundle / graph.file) == {}
 
 
 @pytest.mark.parametrize("turns", CONVERSATIONS)

@@ -22,12 +22,14 @@ from edge_safe.export.families.base import find_family
 from edge_safe.models.safety_model import SafetyTokenModel
 from edge_safe.runtime import prefill
 from edge_safe.runtime.inputs import Inputs
+from edge_safe.runtime.manifest import load_manifest
 from edge_safe.runtime.prefill import CHUNK
 from edge_safe.runtime.prompt import Message
 from edge_safe.runtime.tokens import Untrusted
 from tests.conftest import END_ID, SAFE_ID, UNSAFE_ID
 from tests.export.audio_families import AUDIO_FAMILIES
 from tests.export.conftest import FamilyFiles
+from tests.export.optimizing import changed_operators
 from tests.export.test_image_processors import noise
 from tests.export.vision_families import (
     LLAVA_TEMPLATE,
@@ -274,6 +276,13 @@ def test_report_tells_of_parity(files: FamilyFiles, family: str) -> None:
     assert max(b.relative_difference for b in report.parity.boundaries) < 1e-4
     cases = {b.case for b in report.parity.boundaries if b.graph == "vision_encoder"}
     assert cases == VISION_FAMILIES[family].cases
+
+
+def test_its_language_graphs_leave_nothing_to_optimize(files: FamilyFiles) -> None:
+    graphs = {n: g for n, g in load_manifest(files.bundle).graphs.items() if g.optimized}
+    assert graphs.keys() >= {"embed_tokens", "gate_columns"}
+    for graph in graphs.values():
+        assert changed_operators(files.bundle / graph.file) == {}
 
 
 def test_what_is_seen_differs_from_place_to_place(family: str, model: SafeModel) -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-import edge_safe
-from edge_safe.errors import BundleError
+from edge_safe.evaluation.speed.fresh import run_fresh
 from edge_safe.evaluation.speed.samples import Samples
 from edge_safe.runtime.manifest import load_manifest
 
@@ -54,16 +50,7 @@ def drop_pages(folder: Path) -> None:
 
 
 def _load(folder: Path, tokens: int, threads: int | None, provider: str | None) -> dict[str, float]:
-    """One fresh process, run with the very package that runs here."""
-    home = str(Path(edge_safe.__file__).parents[1])
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", "edge_safe.evaluation.speed.child", str(folder)]
-    command += [str(tokens), str(threads or 0), provider or ""]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise BundleError(f"{folder} could not be loaded in a process of its own: {lines[-1]}")
-    values: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return values
+    """One fresh process."""
+    values = [folder, tokens, threads or 0, provider or ""]
+    module = "edge_safe.evaluation.speed.child"
+    return run_fresh(module, values, f"{folder} could not be loaded in a process of its own")

@@ -10,6 +10,7 @@ from typing import Any
 
 from edge_safe.errors import GateError, MediaError, UsageError
 from edge_safe.evaluation.speed import limits
+from edge_safe.evaluation.speed.gate_cost import PROCESSES, measure_gate_cost
 from edge_safe.evaluation.speed.graph_work import work_of
 from edge_safe.evaluation.speed.loading import measure_loading
 from edge_safe.evaluation.speed.machine import describe_machine
@@ -119,19 +120,15 @@ def measure(
         lengths[0]["prompt_tokens"],
     )
     at = next(entry for entry in lengths if entry["prompt_tokens"] == reference)
-    answers, bare = Answers(model), None
-    if ungated is not None:
-        bare = Answers(load_forgetful(ungated, settings.threads, settings.provider))
-    else:
-        notes.add(f"No gate_cost_ratio: {why_not}")
     other = interleave(
-        _other_actions(model, answers, bare, reference, settings, notes),
+        _other_actions(model, reference, settings, notes),
         settings.runs,
         _steps(tell, "answers, media, turns", settings.runs),
     )
-    if bare is not None:
-        pairs = zip(other.values["gated_answer_ms"], other.values["ungated_answer_ms"], strict=True)
-        other.values["gate_cost_ratio"] = [gated / free for gated, free in pairs]
+    if ungated is None:
+        notes.add(f"No gate_cost_ratio: {why_not}")
+    else:
+        other.values |= _gate_cost(folder, ungated, model, reference, settings, tell)
     tell("limits of this machine", 0.0)
     found = _limits(folder, model.manifest, settings, lengths, other)
     tell("limits of this machine", 1.0)
@@ -243,20 +240,39 @@ def measure_lengths(
     return entries, skipped
 
 
+def _gate_cost(
+    folder: Path, ungated: Path, model: SafeModel, reference: int, settings: Settings, tell: Tell
+) -> dict[str, list[float]]:
+    """Whole answers with the gate and without it, a value from each process."""
+    processes = min(PROCESSES, settings.runs)
+    count = _answer_tokens(model, reference)
+    found = Samples()
+    for number in range(processes):
+        tell("answers without the gate", number / processes)
+        found.add(
+            measure_gate_cost(
+                folder, ungated, reference, count, settings.threads, settings.provider, number
+            )
+        )
+    tell("answers without the gate", 1.0)
+    return found.values
+
+
+def _answer_tokens(model: SafeModel, reference: int) -> int:
+    """Tokens of an answer behind a prompt of the reference length."""
+    room = model.manifest.model.context_length - reference - _LENGTHS_ROOM
+    return max(2, min(ANSWER_TOKENS, room))
+
+
 def _other_actions(
-    model: SafeModel,
-    answers: Answers,
-    bare: Answers | None,
-    reference: int,
-    settings: Settings,
-    notes: Notes,
+    model: SafeModel, reference: int, settings: Settings, notes: Notes
 ) -> list[Action]:
     """What is measured at one length alone; what this bundle cannot do is noted."""
+    answers = Answers(model)
     context = model.manifest.model.context_length
     room = context - reference - _LENGTHS_ROOM
-    count = max(2, min(ANSWER_TOKENS, room))
+    count = _answer_tokens(model, reference)
     short = plain_ids(model, SHORT_CACHE)
-    ids = plain_ids(model, reference)
     actions = [answers.per_token("decode_ms_per_token", short, ANSWER_TOKENS)]
     if count < ANSWER_TOKENS:
         notes.add(f"Answers have {count} tokens: the context of {context} holds no more.")
@@ -265,9 +281,6 @@ def _other_actions(
         actions.append(answers.per_token("decode_long_cache_ms_per_token", long, ANSWER_TOKENS))
     else:
         notes.add(f"No decoding behind {LONG_CACHE} tokens: the context holds {context}.")
-    actions.append(answers.whole("gated_answer_ms", ids, count))
-    if bare is not None:
-        actions.append(bare.whole("ungated_answer_ms", ids, count))
     prompt = exact_prompt(model, reference)
     if prompt is not None and room >= 3 * ANSWER_TOKENS:
         actions.append(second_turn(allowing(model), prompt))
