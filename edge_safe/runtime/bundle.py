@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 
 from edge_safe.errors import BundleError, ProviderError
 from edge_safe.runtime.cores import available_cores
-from edge_safe.runtime.external_data import external_files
 from edge_safe.runtime.manifest import LANGUAGE, Manifest, load_manifest
 from edge_safe.runtime.rtx_provider import PROVIDER as AHEAD_OF_TIME
 from edge_safe.runtime.rtx_provider import context_engine, context_file
@@ -34,20 +33,18 @@ class Bundle:
 
     def __init__(
         self,
-        folder: Path,
-        manifest: Manifest,
+        files: VerifiedFiles,
         provider: str,
         threads: int | None = None,
         profile_folder: Path | None = None,
     ) -> None:
         """See ``open_bundle``."""
-        self.folder = folder
-        self.manifest = manifest
+        self.folder = files.folder
+        self.manifest = files.manifest
         self.provider = provider
         self._threads = threads
         self._profile_folder = profile_folder
-        self._verified = VerifiedFiles(folder, manifest)
-        self._files: dict[str, frozenset[str]] = {}
+        self._verified = files
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
         self._opening: dict[str, threading.Lock] = {}
@@ -120,15 +117,9 @@ class Bundle:
             BundleError: See ``check_graph``.
             IntegrityError: See ``file``.
         """
-        found = self._files.get(graph)
-        if found is None:
-            if graph not in self.manifest.graphs:
-                known = ", ".join(self.manifest.graphs) or "none"
-                raise BundleError(f"{self.folder} has no graph '{graph}'; it has: {known}.")
-            ahead = self._provider_of(graph) == AHEAD_OF_TIME
-            found = self._context_files(graph) if ahead else self._graph_files(graph)
-            self._files[graph] = found
-        return found
+        if self._provider_of(graph) == AHEAD_OF_TIME and graph in self.manifest.graphs:
+            return self._context_files(graph)
+        return self._verified.of_graph(graph)
 
     def run_counts(self) -> dict[str, int]:
         """How often each graph was run; graphs that were never opened count 0."""
@@ -196,7 +187,7 @@ class Bundle:
         from edge_safe.runtime.engines.agreement import require_agreement
 
         entry, plan = self.manifest.graphs[graph], self.manifest.engines[graph]
-        names = sorted(self._graph_files(graph) | self._context_files(graph))
+        names = sorted(self._verified.of_graph(graph) | self._context_files(graph))
         for name in names:
             self.file(name)
 
@@ -215,14 +206,6 @@ class Bundle:
         if self._provider_of(graph) == AHEAD_OF_TIME:
             name = context_file(name)
         return self.file(name)
-
-    def _graph_files(self, graph: str) -> frozenset[str]:
-        """A graph's file, checked, and those of its weights."""
-        name = self.manifest.graphs[graph].file
-        parent = PurePosixPath(name).parent
-        return frozenset(
-            {name, *(str(parent / place) for place in external_files(self.read(name)))}
-        )
 
     def _context_files(self, graph: str) -> frozenset[str]:
         """A graph's context model, checked, and the engine it names."""
@@ -260,7 +243,7 @@ def _tell(step: str, share: float) -> None:
 
 
 def open_bundle(
-    folder: Path,
+    folder: Path | VerifiedFiles,
     provider: str | None = None,
     threads: int | None = None,
     accept_failed: bool = False,
@@ -269,7 +252,7 @@ def open_bundle(
     """Reads the manifest of a bundle and makes ready to open its graphs.
 
     Args:
-        folder: The bundle.
+        folder: The bundle, or its files where some of them were hashed already.
         provider: ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``; None takes the target's.
         threads: Threads inside one operator; None lets ONNX Runtime choose.
         accept_failed: Opens a bundle that failed its acceptance test all the same.
@@ -281,19 +264,22 @@ def open_bundle(
         IntegrityError: A path of the manifest would leave the folder.
         ProviderError: The provider is not there.
     """
-    manifest = load_manifest(folder)
+    files = folder
+    if isinstance(files, Path):
+        files = VerifiedFiles(files, load_manifest(files))
+    manifest = files.manifest
     acceptance = manifest.safety.acceptance
     if acceptance is not None and not acceptance.passed and not accept_failed:
         raise BundleError(
-            f"{folder} failed its acceptance test on {acceptance.data}"
+            f"{files.folder} failed its acceptance test on {acceptance.data}"
             f"{': ' + acceptance.reason if acceptance.reason else ''}. Export it again with "
             "another precision, or load it with accept_failed=True to examine it."
         )
     chosen = provider or manifest.target
     provider_name(chosen)
     if chosen.startswith("tensorrt"):
-        require_engines(folder, manifest, chosen)
-    return Bundle(folder, manifest, chosen, threads, profile_folder)
+        require_engines(files.folder, manifest, chosen)
+    return Bundle(files, chosen, threads, profile_folder)
 
 
 def require_engines(folder: Path, manifest: Manifest, provider: str) -> None:

@@ -6,11 +6,10 @@ What is fitted here was fitted elsewhere; this knows the formula and nothing of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
-import numpy as np
 
 Medium = Literal["image", "audio"]
 Modality = Literal["text", "image", "audio"]
@@ -82,7 +81,7 @@ def score(calibration: Fitted, log_odds: float) -> float:
     """Calibrated log-odds: the curve, scaled and moved."""
     if calibration.knots:
         odds, values = zip(*calibration.knots, strict=True)
-        log_odds = float(np.interp(log_odds, odds, values))
+        log_odds = _between(log_odds, odds, values)
     return calibration.scale * log_odds + calibration.bias
 
 
@@ -102,14 +101,20 @@ def edge(calibration: Fitted, threshold: float | None = None) -> float:
         threshold: In place of the calibration's own.
     """
     share = calibration.threshold if threshold is None else threshold
-    share = float(np.clip(share, 1e-9, 1 - 1e-9))
-    value = (float(np.log(share) - np.log1p(-share)) - calibration.bias) / max(
-        calibration.scale, 1e-9
-    )
+    share = min(max(share, 1e-9), 1 - 1e-9)
+    value = (math.log(share) - math.log1p(-share) - calibration.bias) / max(calibration.scale, 1e-9)
     if calibration.knots:
         odds, values = zip(*calibration.knots, strict=True)
-        return float(np.interp(value, values, odds))
+        return _between(value, values, odds)
     return value
+
+
+def _between(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Straight lines between points (x, y) with rising x, at one x; flat outside of them."""
+    # numpy is imported later than manifests are read.
+    import numpy as np
+
+    return float(np.interp(x, xs, ys))
 
 
 def refuses(calibration: Fitted, log_odds: float, threshold: float | None = None) -> bool:

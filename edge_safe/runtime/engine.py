@@ -81,9 +81,7 @@ class Engine:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Opens the language model's graphs; their files are hashed while the body runs.
-
-        They are opened after it, so that what it takes and frees does not lie between what stays.
+        """Opens the language model's graphs while the body runs; their files are hashed beside it.
 
         Raises:
             BundleError: A graph is missing or cannot be opened.
@@ -95,14 +93,14 @@ class Engine:
         names = self._names()[::-1]
         # Opened at the second turn only, when it would be late to find it damaged.
         later = [name for name in ("gate_columns",) if name in self._manifest.graphs]
-        with ThreadPoolExecutor(2 * len(names) + len(later)) as pool:
-            checking = []
-            for name in names + later:
-                # Found here, since the body may let no other thread run Python for long.
-                bundle.files_of(name)
-                checking.append(pool.submit(bundle.check_graph, name))
+        for name in names + later:
+            # Found here, since the body may let no other thread run Python for long.
+            bundle.files_of(name)
+        with ThreadPoolExecutor(len(names) + len(later)) as pool:
+            opening = [pool.submit(bundle.session, name) for name in names]
+            checking = [pool.submit(bundle.check_graph, name) for name in later]
             yield
-            opened = list(pool.map(bundle.session, names))
+            opened = [one.result() for one in opening]
             for one in checking:
                 one.result()
         # Pages go by their addresses: nobody else may be about to unmap some of this folder.

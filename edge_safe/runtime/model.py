@@ -1,54 +1,43 @@
-"""A loaded bundle: the object most programs use."""
+"""A loaded bundle: the object most programs use.
+
+What computes is imported where it is used, first of all by ``load``: meanwhile the weights are
+hashed.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edge_safe.errors import BundleError, PromptError, UsageError
-from edge_safe.runtime.answer import Answer
-from edge_safe.runtime.batch import Assessment, AssessRequest, Batches
-from edge_safe.runtime.bundle import Bundle, open_bundle
-from edge_safe.runtime.chat import Chat
+from edge_safe.errors import PromptError, UsageError
 from edge_safe.runtime.cores import available_cores
-from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.engine import Engine
-from edge_safe.runtime.families.base import open_family
 from edge_safe.runtime.heap import give_back_unused
-from edge_safe.runtime.manifest import Manifest
-from edge_safe.runtime.media import AudioInput, ImageInput
-from edge_safe.runtime.media_cache import MediaCache
-from edge_safe.runtime.policy import Policy, check_policy, load_policy
-from edge_safe.runtime.prompt import (
-    ChatMessage,
-    PromptBuilder,
-    check_not_empty,
-    positions,
-    read_messages,
-    token_ids,
-)
-from edge_safe.runtime.reply import Reply
-from edge_safe.runtime.request import Event, Prompt, Requests, last_reply
-from edge_safe.runtime.sampler import Sampling, SamplingSettings
-from edge_safe.runtime.scheduler import Scheduler
-from edge_safe.runtime.session import Array
-from edge_safe.runtime.state import State
-from edge_safe.runtime.template import ChatTemplate
-from edge_safe.runtime.tokens import Tokens
-from edge_safe.runtime.verdict import Verdict
+from edge_safe.runtime.manifest import Manifest, load_manifest
+from edge_safe.runtime.policy import Policy, check_policy
+from edge_safe.runtime.verified_files import VerifiedFiles
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from edge_safe.runtime.batch import Assessment, AssessRequest
+    from edge_safe.runtime.chat import Chat
+    from edge_safe.runtime.deadline import Deadline
+    from edge_safe.runtime.engine import Engine
+    from edge_safe.runtime.media import AudioInput, ImageInput
+    from edge_safe.runtime.prompt import ChatMessage
+    from edge_safe.runtime.reply import Reply
+    from edge_safe.runtime.request import Event, Prompt, Requests
+    from edge_safe.runtime.sampler import Sampling, SamplingSettings
+    from edge_safe.runtime.scheduler import Scheduler
+    from edge_safe.runtime.session import Array
+    from edge_safe.runtime.state import State
+    from edge_safe.runtime.verdict import Verdict
+
 CACHE_MB = 64.0
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-TEMPLATE_FILE = "chat_template.jinja"
 
 
 class SafeModel:
@@ -103,36 +92,25 @@ class SafeModel:
         for name, size in (("prefix", prefix_cache_mb), ("media", media_cache_mb)):
             if not 0 <= size < math.inf:
                 raise UsageError(f"{name}_cache_mb is {size}; give 0 or more.")
-        bundle = open_bundle(
-            Path(folder),
-            provider,
-            threads,
-            accept_failed,
-            None if profile_folder is None else Path(profile_folder),
-        )
-        safety = bundle.manifest.safety
-        if policy is None:
-            policy = check_policy(safety.policy)
-        elif isinstance(policy, Policy):
-            policy = check_policy(policy)
-        else:
-            policy = load_policy(Path(policy))
-        engine = Engine(bundle, int(prefix_cache_mb * 2**20))
-        engine.stages(policy)
-        # The tokenizer is parsed while the weights are hashed and the graphs opened.
-        with engine.loading():
-            controls = {*safety.control_token_ids, safety.safe_token_id, safety.unsafe_token_id}
-            tokens = Tokens(bundle.read(TOKENIZER_FILE), sorted(controls))
-            family = open_family(bundle, tokens, untrained_towers)
-            if media_cache_mb > 0:
-                family = MediaCache(family, int(media_cache_mb * 2**20))
-            template = ChatTemplate(
-                _text(bundle, TEMPLATE_FILE), _template_variables(bundle), family.placeholders
+        files = VerifiedFiles(Path(folder), load_manifest(Path(folder)))
+        chosen = provider or files.manifest.target
+        # An engine that came with the bundle takes the place of the graphs and their weights.
+        ahead = () if chosen == "tensorrt-rtx" else ("decoder",)
+        with files.hashing(ahead):
+            from edge_safe.runtime.loading import load_requests
+
+            requests = load_requests(
+                files,
+                provider,
+                threads,
+                policy if policy is None or isinstance(policy, Policy) else Path(policy),
+                accept_failed,
+                None if profile_folder is None else Path(profile_folder),
+                untrained_towers=untrained_towers,
+                prefix_cache_bytes=int(prefix_cache_mb * 2**20),
+                media_cache_bytes=int(media_cache_mb * 2**20),
             )
-        builder = PromptBuilder(
-            template, tokens, safety.safe_token_id, bundle.manifest.model.context_length
-        )
-        return cls(Requests(bundle, engine, tokens, builder, family, policy))
+        return cls(requests)
 
     @property
     def manifest(self) -> Manifest:
@@ -166,6 +144,8 @@ class SafeModel:
         Raises:
             PromptError: The prompt is malformed, or longer than any context.
         """
+        from edge_safe.runtime.prompt import read_messages, token_ids
+
         return token_ids(self._requests.builder.build(read_messages(prompt, system)))
 
     def run_counts(self) -> dict[str, int]:
@@ -204,6 +184,8 @@ class SafeModel:
             MediaError: A picture or sound cannot be used.
             UsageError: A sampling setting is out of range.
         """
+        from edge_safe.runtime.request import last_reply
+
         events = self.stream(
             prompt,
             images=images,
@@ -227,6 +209,8 @@ class SafeModel:
         **sampling: Unpack[SamplingSettings],
     ) -> Iterator[Event]:
         """Like ``generate``, but yields the verdict, then text as it comes, then the reply."""
+        from edge_safe.runtime.sampler import Sampling
+
         settings = Sampling(**sampling)
         return self._stream(prompt, images, audio, system, settings, timeout, cancel)
 
@@ -245,6 +229,8 @@ class SafeModel:
             PromptError: The prompt is empty, malformed or too long.
             MediaError: A picture or sound cannot be used.
         """
+        from edge_safe.runtime.deadline import Deadline
+
         state = self._take()
         try:
             with Deadline(timeout) as deadline:
@@ -280,6 +266,8 @@ class SafeModel:
             The assessments in the requests' order. A request that cannot be read gets the decision
             ``error`` at stage ``input``; it does not end the others.
         """
+        from edge_safe.runtime.batch import Batches
+
         if workers is None:
             workers = available_cores() if self._requests.bundle.provider == "cpu" else 1
         batches = Batches(
@@ -302,6 +290,8 @@ class SafeModel:
 
     def chat(self, system: str | None = None) -> Chat:
         """Begins a conversation whose earlier turns are not computed again."""
+        from edge_safe.runtime.chat import Chat
+
         return Chat(self._requests, system)
 
     def scheduler(self, memory_mb: int = 256) -> Scheduler:
@@ -313,6 +303,8 @@ class SafeModel:
         Raises:
             UsageError: That is no memory at all.
         """
+        from edge_safe.runtime.scheduler import Scheduler
+
         if memory_mb < 1:
             raise UsageError(f"memory_mb is {memory_mb}; give at least 1")
         return Scheduler(self._requests, memory_mb)
@@ -324,6 +316,8 @@ class SafeModel:
             BundleError: There is no such file, or it was made with another bundle.
             IntegrityError: It is damaged or half-written.
         """
+        from edge_safe.runtime.chat import Chat
+
         return Chat(self._requests, None, path)
 
     def _stream(
@@ -337,6 +331,8 @@ class SafeModel:
         cancel: threading.Event | None,
     ) -> Iterator[Event]:
         """The generator behind ``stream``."""
+        from edge_safe.runtime.answer import Answer
+
         state = self._take()
         try:
             yield from self._requests.stream(
@@ -359,6 +355,8 @@ class SafeModel:
         deadline: Deadline,
     ) -> Prompt:
         """Template, tokens, towers and embeddings."""
+        from edge_safe.runtime.prompt import check_not_empty, positions, read_messages
+
         messages = read_messages(prompt, system)
         users = [index for index, message in enumerate(messages) if message.role == "user"]
         if not users:
@@ -387,28 +385,3 @@ class SafeModel:
             if not self._free:
                 self._free.append(state)
         give_back_unused()
-
-
-def _text(bundle: Bundle, name: str) -> str:
-    """Reads a text file of the bundle."""
-    try:
-        return bundle.read(name).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{name} in {bundle.folder} is not UTF-8 text: {error}.") from error
-
-
-def _template_variables(bundle: Bundle) -> dict[str, str]:
-    """Special tokens by the names that chat templates use for them."""
-    if not bundle.has(TOKENIZER_CONFIG_FILE):
-        return {}
-    try:
-        config: dict[str, Any] = json.loads(_text(bundle, TOKENIZER_CONFIG_FILE))
-    except ValueError as error:
-        raise BundleError(f"{TOKENIZER_CONFIG_FILE} is not JSON: {error}.") from error
-    variables = {}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        value = config.get(name)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            variables[name] = text
-    return variables

@@ -1,14 +1,19 @@
-"""The files of a bundle folder, each compared with the manifest before it is believed."""
+"""The files of a bundle folder, each compared with the manifest before it is believed.
+
+It imports neither numpy nor ONNX Runtime, so that files are hashed while these are imported.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
 
 from edge_safe.errors import BundleError, IntegrityError
 from edge_safe.runtime.digest import sha256_file
+from edge_safe.runtime.external_data import external_files
 from edge_safe.runtime.manifest import Manifest, confine
 
 
@@ -16,8 +21,10 @@ class VerifiedFiles:
     """Hashes a file once, when somebody first asks for it. Safe to share between threads."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self._folder = folder
+        self.folder = folder
+        self.manifest = manifest
         self._entries = manifest.files
+        self._graphs: dict[str, frozenset[str]] = {}
         self._hashed: set[str] = set()
         self._lock = threading.Lock()
         self._hashing: dict[str, threading.Lock] = {}
@@ -45,11 +52,11 @@ class VerifiedFiles:
             IntegrityError: It is not listed, leaves the bundle, or differs in size.
             BundleError: It is missing or unreadable.
         """
-        path = confine(self._folder, name)
+        path = confine(self.folder, name)
         entry = self._entries.get(name)
         if entry is None:
             raise IntegrityError(
-                f"{name!r} is not listed in the manifest of {self._folder}. Do not use this bundle."
+                f"{name!r} is not listed in the manifest of {self.folder}. Do not use this bundle."
             )
         with _readable(path):
             size = path.stat().st_size
@@ -59,6 +66,42 @@ class VerifiedFiles:
                 "again or copy it afresh."
             )
         return path
+
+    def of_graph(self, graph: str) -> frozenset[str]:
+        """Names of a graph's own file, which was checked, and of those its weights stand in.
+
+        Raises:
+            BundleError: The bundle has no such graph, or its file is missing or malformed.
+            IntegrityError: See ``path``.
+        """
+        found = self._graphs.get(graph)
+        if found is None:
+            if graph not in self.manifest.graphs:
+                known = ", ".join(self.manifest.graphs) or "none"
+                raise BundleError(f"{self.folder} has no graph '{graph}'; it has: {known}.")
+            name = self.manifest.graphs[graph].file
+            parent = PurePosixPath(name).parent
+            places = external_files(self.path(name).read_bytes())
+            found = frozenset({name, *(str(parent / place) for place in places)})
+            self._graphs[graph] = found
+        return found
+
+    @contextmanager
+    def hashing(self, graphs: Iterable[str]) -> Iterator[None]:
+        """Checks the files of graphs while the body runs.
+
+        What is wrong with one of them is said when somebody asks for it.
+        """
+
+        def check() -> None:
+            with suppress(BundleError, IntegrityError):
+                for graph in graphs:
+                    for name in sorted(self.of_graph(graph)):
+                        self.path(name)
+
+        with ThreadPoolExecutor(1) as beside:
+            beside.submit(check)
+            yield
 
     def _compare_hash(self, name: str, path: Path) -> None:
         """Compares a file's contents with its entry in the manifest."""

@@ -10,9 +10,11 @@ import pytest
 
 from edge_safe.errors import BundleError, IntegrityError, ProviderError
 from edge_safe.runtime import manifest as m
+from edge_safe.runtime import verified_files
 from edge_safe.runtime.bundle import open_bundle
 from edge_safe.runtime.external_data import external_files
 from edge_safe.runtime.model import SafeModel
+from edge_safe.runtime.verified_files import VerifiedFiles
 
 
 def flip_byte(path: Path, at: int) -> None:
@@ -61,6 +63,35 @@ def test_weights_that_differ_are_said_before_what_onnxruntime_says(own_bundle: P
     flip_byte(own_bundle / "weights.onnx.data", 7)
     with pytest.raises(IntegrityError, match=r"weights\.onnx\.data"):
         open_bundle(own_bundle).session("gate")
+
+
+def test_files_that_were_hashed_ahead_are_not_hashed_again(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def note(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr(verified_files, "sha256_file", note)
+    files = VerifiedFiles(bundle_folder, m.load_manifest(bundle_folder))
+    with files.hashing(["decoder", "gate"]):
+        pass
+    assert sorted(hashed) == ["decoder.onnx", "gate.onnx", "weights.onnx.data"]
+    open_bundle(files).check_graph("decoder")
+    assert len(hashed) == 3
+
+
+def test_what_is_wrong_with_a_file_that_was_hashed_ahead_is_said_when_it_is_asked_for(
+    own_bundle: Path,
+) -> None:
+    flip_byte(own_bundle / "weights.onnx.data", 7)
+    files = VerifiedFiles(own_bundle, m.load_manifest(own_bundle))
+    with files.hashing(["decoder", "no such graph"]):
+        pass
+    with pytest.raises(IntegrityError, match=r"weights\.onnx\.data is not the file"):
+        open_bundle(files).session("decoder")
 
 
 def test_verify_checks_every_file(own_bundle: Path) -> None:

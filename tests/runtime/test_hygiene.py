@@ -32,8 +32,13 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not heavy & loaded_by("import edge_safe")
 
 
+def test_the_model_s_name_alone_loads_nothing_that_computes() -> None:
+    heavy = {"onnxruntime", "tokenizers", "numpy", "jinja2"}
+    assert not heavy & loaded_by("from edge_safe import SafeModel")
+
+
 def test_the_runtime_loads_no_training_library() -> None:
-    loaded = loaded_by("from edge_safe import SafeModel")
+    loaded = loaded_by("import edge_safe.runtime.loading")
     assert {"onnxruntime", "tokenizers"} <= loaded
     assert not {"torch", "transformers", "onnx", "typer", "scipy", "PIL"} & loaded
 

@@ -24,6 +24,7 @@ from edge_safe.runtime.engines.device import first_gpu
 from edge_safe.runtime.engines.plan import EnginePlan, Profile
 from edge_safe.runtime.libraries import advice, diagnose, how_to_get
 from edge_safe.runtime.session import Session
+from edge_safe.runtime.verified_files import VerifiedFiles
 
 PLAN = EnginePlan((Profile({}),))
 CONTEXT, ENGINE = "decoder_ctx.onnx", "decoder.engine"
@@ -61,7 +62,7 @@ def _described(folder: Path, *names: str) -> None:
 
 def _opened(folder: Path) -> Bundle:
     """The bundle as ``open_bundle`` gives it where the plugin is."""
-    return Bundle(folder, m.load_manifest(folder), rtx_provider.PROVIDER)
+    return Bundle(VerifiedFiles(folder, m.load_manifest(folder)), rtx_provider.PROVIDER)
 
 
 @pytest.fixture
