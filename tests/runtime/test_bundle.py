@@ -12,6 +12,7 @@ from edge_safe.errors import BundleError, IntegrityError, ProviderError
 from edge_safe.runtime import manifest as m
 from edge_safe.runtime import verified_files
 from edge_safe.runtime.bundle import open_bundle
+from edge_safe.runtime.digest import sha256_file
 from edge_safe.runtime.external_data import external_files
 from edge_safe.runtime.model import SafeModel
 from edge_safe.runtime.verified_files import VerifiedFiles
@@ -26,8 +27,6 @@ def flip_byte(path: Path, at: int) -> None:
 
 def redescribe(folder: Path, name: str) -> None:
     """Writes a file's new hash into the manifest, as a forger would."""
-    from edge_safe.runtime.digest import sha256_file
-
     path = folder / m.MANIFEST_FILE
     data = json.loads(path.read_text())
     size = (folder / name).stat().st_size
