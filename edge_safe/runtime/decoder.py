@@ -25,6 +25,8 @@ from edge_safe.runtime.prefill import (
 )
 from edge_safe.runtime.session import Array, Binding, Buffer, Session, on_host, room
 
+_MASKS = 31  # made ahead
+
 
 class Decoder:
     """The graph of layers k .. L-1 and lm_head; all layers where a bundle has no gate.
@@ -122,7 +124,7 @@ class Stepper:
         self._position = position_ids(np.zeros((model.position_axes, 1), np.int64))
         nothing = np.zeros((model.deepstack, 1, 1, width), np.float32)
         self._end = np.zeros((1, 1), np.int64)
-        self._mask = np.ones((1, 0), np.int64)
+        self._masks: list[Buffer] = []
         self._logits = np.empty((1, 1, decoder.vocab_size), np.float32)
         embeds = np.empty((1, 1, width), np.float32)
         device = decoder.session.device
@@ -196,12 +198,10 @@ class Stepper:
         if cache.reserve(cache.length + 1):
             for binding, layers in self._stages:
                 cache.bind(binding, layers)
-        if self._mask.shape[1] < cache.capacity:
-            self._mask = np.ones((1, cache.capacity), np.int64)
         self._token[0, 0] = token
         self._position[:] = cache.place
         self._end[:] = cache.length
-        mask = self._mask[:, : cache.length + 1]
+        mask = self._mask(cache.length + 1)
         self._embed.run()
         for binding, _ in self._stages:
             binding.input("attention_mask", mask)
@@ -213,3 +213,15 @@ class Stepper:
             self._columns.defer(self._left)
         logits: Array = self._logits[0, 0]
         return logits
+
+    def _mask(self, length: int) -> Buffer:
+        """The mask (1, length) of positions that are all real.
+
+        Masks are made some at a time: between two tokens nothing of what makes one is left in the
+        core's caches, and it takes ten times as long.
+        """
+        if not self._masks or self._masks[-1].shape[1] != length:
+            ones = np.ones((1, length + _MASKS), np.int64)
+            lengths = range(length + _MASKS, length - 1, -1)
+            self._masks = [Buffer(ones[:, :one], "cpu") for one in lengths]
+        return self._masks.pop()

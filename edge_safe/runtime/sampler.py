@@ -88,13 +88,13 @@ class Sampler:
             vocab_size: Length of the logits.
         """
         self._settings = settings
-        self._masked = np.array(sorted(set(masked)), np.int64)
+        self._never = frozenset(masked)
+        self._masked = np.array(sorted(self._never), np.int64)
         self._seen = np.zeros(vocab_size, bool)
         self._seen[prompt_ids] = True
         self._random = np.random.default_rng(settings.seed)
         # Made once: new memory of this size is zeroed page by page at every token.
         self._scores = np.empty(vocab_size, np.float64)
-        self._finite = np.empty(vocab_size, bool)
 
     def choose(self, logits: Array) -> int:
         """Chooses from (V,) logits, which are left as they are.
@@ -102,16 +102,21 @@ class Sampler:
         Raises:
             GateError: The logits are not all finite numbers.
         """
-        if not np.isfinite(logits, out=self._finite).all():
+        # A NaN is both of them, for numpy.
+        highest, lowest = int(logits.argmax()), float(logits.min())
+        if not (math.isfinite(logits[highest]) and math.isfinite(lowest)):
             raise GateError("the decoder gave logits that are not finite; the answer ends here")
+        penalty = self._settings.repetition_penalty
+        greedy = self._settings.temperature == 0
+        if greedy and penalty == 1.0 and highest not in self._never:
+            return highest
         scores = self._scores
         scores[:] = logits
-        penalty = self._settings.repetition_penalty
         if penalty != 1.0:
             seen = scores[self._seen]
             scores[self._seen] = np.where(seen > 0, seen / penalty, seen * penalty)
         scores[self._masked] = -np.inf
-        if self._settings.temperature == 0:
+        if greedy:
             token = int(scores.argmax())
         else:
             token = self._draw(scores / self._settings.temperature)

@@ -95,11 +95,12 @@ def share_one_arena() -> None:
 class Buffer:
     """Memory that a graph may read and write in place, on the provider's device."""
 
-    __slots__ = ("_shared", "shape", "value")
+    __slots__ = ("_shared", "device", "shape", "value")
 
     def __init__(self, array: Array, device: str) -> None:
         """Takes over ``array``: shared on the CPU, copied to any other device."""
         array = np.ascontiguousarray(array)
+        self.device = device
         self.shape = array.shape
         self.value = ort.OrtValue.ortvalue_from_numpy(array, device, 0)
         self._shared = array if device == "cpu" else None
@@ -281,7 +282,7 @@ class Binding:
         """Binds an input; the host's memory is read anew at every run."""
         value = _value(source)
         self._kept[name] = (source, value)
-        there = isinstance(source, Buffer) and self._session.device != "cpu"
+        there = isinstance(source, Buffer) and source.device != "cpu"
         if there or not self._session.away:
             self._binding.bind_ortvalue_input(name, value)
         else:

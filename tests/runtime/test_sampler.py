@@ -110,12 +110,13 @@ def test_filters_equal_those_of_transformers() -> None:
     assert scores[0].argmax().item() in drawn
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_logits_that_are_no_numbers_end_the_answer(value: float) -> None:
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_end_the_answer(value: float, sampling: Sampling) -> None:
     logits = np.zeros(12, np.float32)
     logits[3] = value
     with pytest.raises(GateError, match="not finite"):
-        sampler(Sampling()).choose(logits)
+        sampler(sampling).choose(logits)
 
 
 @pytest.mark.parametrize(
