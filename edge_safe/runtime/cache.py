@@ -7,7 +7,7 @@ beyond it is ever read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -179,7 +179,8 @@ class GateColumns:
         self._data = np.zeros((1, 2, heads, 0, head_dim), np.float32)
         self._memory = self._data.reshape(-1)
         self._columns_of = columns_of
-        self._unmade: list[dict[str, Array]] = []
+        self._names: Sequence[str] = ()
+        self._unmade: list[Array] = []
 
     def size_of(self, length: int) -> int:
         """Bytes that columns of so many positions take."""
@@ -189,7 +190,7 @@ class GateColumns:
     @property
     def size(self) -> int:
         """Bytes that they take now."""
-        states = sum(value.nbytes for one in self._unmade for value in one.values())
+        states = sum(one.nbytes for one in self._unmade)
         return self._memory.nbytes + states
 
     def free(self) -> None:
@@ -219,9 +220,10 @@ class GateColumns:
         """(1, 2, H, 0, dk), what the gate is given while decoding."""
         return np.ascontiguousarray(self._data[:, :, :, :0])
 
-    def defer(self, states: Mapping[str, Array]) -> None:
-        """Appends one position by copies of its states (1, 1, d), which are asked for by name."""
-        self._unmade.append({name: value.copy() for name, value in states.items()})
+    def defer(self, names: Sequence[str], states: Array) -> None:
+        """Appends one position by a copy of its states (K, 1, d), whose names never change."""
+        self._names = names
+        self._unmade.append(states.copy())
         self.length += 1
 
     def append(self, columns: Array) -> None:
@@ -269,11 +271,8 @@ class GateColumns:
         """Makes the columns of positions of which only the states are kept."""
         if not self._unmade:
             return
-        states = {
-            name: np.concatenate([one[name] for one in self._unmade], axis=1)
-            for name in self._unmade[0]
-        }
-        made = self._columns_of(states)
+        states = np.concatenate(self._unmade, axis=1)[:, None]
+        made = self._columns_of(dict(zip(self._names, states, strict=True)))
         if made.shape[3] != len(self._unmade):
             raise ValueError(f"{len(self._unmade)} positions got {made.shape[3]} columns")
         end, self.length = self.length, self.length - len(self._unmade)

@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.gate import EARLY_VERDICT, Gate, handed_on, states_left
+from edge_safe.runtime.gate import EARLY_VERDICT, Gate, by_name, handed_on, states_left
 from edge_safe.runtime.inputs import Inputs
 from edge_safe.runtime.manifest import ModelInfo
 from edge_safe.runtime.prefill import (
@@ -23,7 +23,7 @@ from edge_safe.runtime.prefill import (
     chunks,
     position_ids,
 )
-from edge_safe.runtime.session import Array, Binding, Buffer, Session, on_host, room
+from edge_safe.runtime.session import Array, Binding, Buffer, Session, room
 
 _MASKS = 31  # made ahead
 
@@ -135,24 +135,26 @@ class Stepper:
         self._embed.output("inputs_embeds", embeds)
         self._stages: list[tuple[Binding, range]] = []
         sessions = []
-        self._left: dict[str, Array] = {}
+        self._names: list[str] = []
+        self._left = np.empty((0, 1, width), np.float32)
         self._column: Array | None = None
         states: Array | Buffer = embeds
         if gate is not None and columns is not None:
             empty = columns.empty()
             shape = (*empty.shape[:3], int(gate.own_columns), empty.shape[4])
             present = np.empty(shape, np.float32)
-            # Kept on the host where the columns are made of it later.
-            states = room((1, 1, width), device if gate.own_columns else "cpu")
             binding = gate.session.binding()
             binding.input("inputs_embeds", embeds)
             if EARLY_VERDICT in gate.session.outputs:
                 binding.output(EARLY_VERDICT, room((1, 2), device))
             if EARLY_BOUND in gate.session.inputs:
                 binding.input(EARLY_BOUND, np.full(1, np.inf, np.float32))
+            states = room((1, 1, width), device)
             if not gate.own_columns:
-                left = states_left(gate.session, width)
-                self._left = {**left, "hidden_states": on_host(states)}
+                # Kept on the host, where the columns are made of them later.
+                self._names, self._left = states_left(gate.session, width)
+                left = by_name(self._names, self._left)
+                states = left.pop("hidden_states")
                 for name, value in left.items():
                     binding.output(name, value)
             if gate.late is not None:
@@ -210,7 +212,7 @@ class Stepper:
         if self._columns is not None and self._column is not None:
             self._columns.append(self._column)
         elif self._columns is not None:
-            self._columns.defer(self._left)
+            self._columns.defer(self._names, self._left)
         logits: Array = self._logits[0, 0]
         return logits
 

@@ -170,9 +170,9 @@ class Gate:
         elif verdicts.early is not None:
             binding.input(EARLY_BOUND, np.full(1, bound, np.float32))
         hidden = room((1, count, width), self._prefill.device)
-        left = states_left(self._prefill, width) if deferred else {}
+        names, left = states_left(self._prefill, width)
         outputs: dict[str, Array | Buffer] = {
-            **left,
+            **(by_name(names, left) if deferred else {}),
             "hidden_states": hidden,
             "gate_present": present,
             "verdict_logits": verdicts.late,
@@ -184,7 +184,8 @@ class Gate:
         if verdicts.clear(bound):
             return None
         if deferred:
-            columns.defer({**left, "hidden_states": on_host(hidden)})
+            left[-1] = on_host(hidden)[0]
+            columns.defer(names, left)
         else:
             columns.take(on_host(present))
         return hidden
@@ -286,10 +287,18 @@ def _run_on(
     return session.run(taken, deadline.abort, [n for n in wanted if n in session.outputs])
 
 
-def states_left(session: Session, width: int) -> dict[str, Array]:
-    """Room (1, 1, d) for the states that one position leaves beside ``hidden_states``."""
-    names = (name for name in session.outputs if name.startswith(STATES))
-    return {name: np.empty((1, 1, width), np.float32) for name in names}
+def states_left(session: Session, width: int) -> tuple[list[str], Array]:
+    """Names of the states that one position leaves, and room (K, 1, d) for them, the gate's last.
+
+    They stand side by side, so that they are kept by one copy a token.
+    """
+    names = [name for name in session.outputs if name.startswith(STATES)]
+    return [*names, "hidden_states"], np.empty((len(names) + 1, 1, width), np.float32)
+
+
+def by_name(names: Sequence[str], states: Array) -> dict[str, Array]:
+    """States (K, n, d) as a graph gives and takes them, (1, n, d) each."""
+    return {name: states[row : row + 1] for row, name in enumerate(names)}
 
 
 def handed_on(

@@ -57,7 +57,7 @@ def test_memory_that_is_freed_is_gone() -> None:
 
 def test_decoded_tokens_follow_what_was_taken_over() -> None:
     columns, _ = filled(STEP, 1.0)
-    columns.defer({"hidden_states": np.full((1, 1, 2), 3.0, np.float32)})
+    columns.defer(["hidden_states"], np.full((1, 1, 2), 3.0, np.float32))
     assert columns.length == STEP + 1
     assert np.all(columns.view()[:, :, :, :STEP] == 1.0)
     assert np.all(columns.view()[:, :, :, STEP] == 3.0)
