@@ -57,7 +57,7 @@ def command(
             help="Prompt lengths, the template included; 64 256 1024 4096 if none is given.",
         ),
     ] = None,
-    runs: Annotated[int, typer.Option(metavar="N", help="Rounds, all of them interleaved.")] = 10,
+    runs: Annotated[int, typer.Option(metavar="N", help="Rounds, in which all take turns.")] = 10,
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Threads inside one operator.")
     ] = None,

@@ -14,9 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from edge_safe.errors import ExportError
 from edge_safe.export.checkpoint.adapter import weights_folder
+from edge_safe.export.graphs.builder import CONTRIB
 from edge_safe.runtime import manifest as schema
 from edge_safe.runtime.digest import sha256_file
 from edge_safe.runtime.prefill import ATTENTION_END
+from edge_safe.runtime.session import PAST
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -121,13 +123,15 @@ def _describe(path: Path) -> schema.Graph:
 
 
 def _optimized(graph: onnx.GraphProto) -> bool:
-    """Whether ONNX Runtime's optimizers would find nothing to fuse and nothing to fold.
+    """Whether ONNX Runtime's optimizers would find nothing to fuse and no weight to cast.
 
-    Attention in which positions see those behind them is the one part that is not written with
-    fused operators.
+    Layers are written with its fused operators, unless they were lowered to standard ones, which
+    TensorRT reads; attention in which positions see those behind them is not.
     """
-    spans = any(value.name == ATTENTION_END for value in graph.input)
-    return not spans and not _foldable(graph, set())
+    names = {value.name for value in graph.input}
+    layers = any(name.startswith(PAST) for name in names)
+    fused = any(node.domain == CONTRIB for node in graph.node)
+    return (fused or not layers) and ATTENTION_END not in names and not _foldable(graph, set())
 
 
 def _foldable(graph: onnx.GraphProto, outside: set[str]) -> bool:

@@ -1,6 +1,6 @@
 """Opens a bundle folder: every file is checked against the manifest before it is used.
 
-A file is hashed when it is first opened, so towers that a request does not need cost nothing. It
+A file is hashed before it is opened, so towers that a request does not need cost nothing. It
 knows files and graphs; what flows through the graphs is the business of other modules.
 """
 
@@ -17,7 +17,7 @@ from edge_safe.runtime.manifest import LANGUAGE, Manifest, load_manifest
 from edge_safe.runtime.rtx_provider import PROVIDER as AHEAD_OF_TIME
 from edge_safe.runtime.rtx_provider import context_engine, context_file
 from edge_safe.runtime.session import Session, provider_name
-from edge_safe.runtime.verified_files import VerifiedFiles
+from edge_safe.runtime.verified_files import VerifiedFiles, require_accepted
 
 logger = logging.getLogger(__name__)
 
@@ -249,7 +249,7 @@ def open_bundle(
     accept_failed: bool = False,
     profile_folder: Path | None = None,
 ) -> Bundle:
-    """Reads the manifest of a bundle and makes ready to open its graphs.
+    """Makes ready to open a bundle's graphs, its manifest being read where it was not yet.
 
     Args:
         folder: The bundle, or its files where some of them were hashed already.
@@ -268,13 +268,7 @@ def open_bundle(
     if isinstance(files, Path):
         files = VerifiedFiles(files, load_manifest(files))
     manifest = files.manifest
-    acceptance = manifest.safety.acceptance
-    if acceptance is not None and not acceptance.passed and not accept_failed:
-        raise BundleError(
-            f"{files.folder} failed its acceptance test on {acceptance.data}"
-            f"{': ' + acceptance.reason if acceptance.reason else ''}. Export it again with "
-            "another precision, or load it with accept_failed=True to examine it."
-        )
+    require_accepted(files, accept_failed)
     chosen = provider or manifest.target
     provider_name(chosen)
     if chosen.startswith("tensorrt"):

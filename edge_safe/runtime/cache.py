@@ -221,7 +221,13 @@ class GateColumns:
         return np.ascontiguousarray(self._data[:, :, :, :0])
 
     def defer(self, names: Sequence[str], states: Array) -> None:
-        """Appends one position by a copy of its states (K, 1, d), whose names never change."""
+        """Appends one position by a copy of its states (K, 1, d).
+
+        Raises:
+            ValueError: Positions that are still kept so have states of other names.
+        """
+        if self._unmade and names != self._names:
+            raise ValueError(f"states {list(names)} follow states {list(self._names)}")
         self._names = names
         self._unmade.append(states.copy())
         self.length += 1

@@ -25,7 +25,7 @@ from edge_safe.runtime.prefill import (
 )
 from edge_safe.runtime.session import Array, Binding, Buffer, Session, room
 
-_MASKS = 31  # made ahead
+_MASKS = 31  # made ahead: what one costs is no less if there are more
 
 
 class Decoder:
@@ -149,8 +149,9 @@ class Stepper:
                 binding.output(EARLY_VERDICT, room((1, 2), device))
             if EARLY_BOUND in gate.session.inputs:
                 binding.input(EARLY_BOUND, np.full(1, np.inf, np.float32))
-            states = room((1, 1, width), device)
-            if not gate.own_columns:
+            if gate.own_columns:
+                states = room((1, 1, width), device)
+            else:
                 # Kept on the host, where the columns are made of them later.
                 self._names, self._left = states_left(gate.session, width)
                 left = by_name(self._names, self._left)

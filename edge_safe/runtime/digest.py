@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 
 # Bytes mapped at a time, multiples of what systems let maps begin at. What is mapped and was read
@@ -13,16 +14,22 @@ _FIRST_PART = 128 * 2**20
 _PART = 32 * 2**20
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
     """Lower-case hex sha256 of a file.
 
+    Args:
+        path: The file.
+        stopped: Asked between parts of large files; if it says so, nobody waits for the digest.
+
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read, or was not read to its end because nobody waits.
     """
     digest = hashlib.sha256()
     size, start = path.stat().st_size, 0
     with path.open("rb") as stream:
         while start < size:
+            if stopped():
+                raise OSError("reading it was given up")
             length = min(_PART if start else _FIRST_PART, size - start)
             # Nothing is copied, and other threads run Python while a part is hashed.
             with mmap.mmap(stream.fileno(), length, access=mmap.ACCESS_READ, offset=start) as part:

@@ -81,7 +81,9 @@ class Engine:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Opens the language model's graphs while the body runs; their files are hashed beside it.
+        """Opens the language model's graphs while the body runs, and hashes their files.
+
+        Engines are built after it, since that takes minutes and the body may fail.
 
         Raises:
             BundleError: A graph is missing or cannot be opened.
@@ -97,10 +99,12 @@ class Engine:
             # Found here, since the body may let no other thread run Python for long.
             bundle.files_of(name)
         with ThreadPoolExecutor(len(names) + len(later)) as pool:
-            opening = [pool.submit(bundle.session, name) for name in names]
             checking = [pool.submit(bundle.check_graph, name) for name in later]
+            if bundle.provider == "cpu":
+                for name in names:
+                    pool.submit(bundle.session, name)
             yield
-            opened = [one.result() for one in opening]
+            opened = list(pool.map(bundle.session, names))
             for one in checking:
                 one.result()
         # Pages go by their addresses: nobody else may be about to unmap some of this folder.

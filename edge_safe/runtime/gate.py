@@ -170,13 +170,15 @@ class Gate:
         elif verdicts.early is not None:
             binding.input(EARLY_BOUND, np.full(1, bound, np.float32))
         hidden = room((1, count, width), self._prefill.device)
-        names, left = states_left(self._prefill, width)
         outputs: dict[str, Array | Buffer] = {
-            **(by_name(names, left) if deferred else {}),
             "hidden_states": hidden,
             "gate_present": present,
             "verdict_logits": verdicts.late,
         }
+        if deferred:
+            names, left = states_left(self._prefill, width)
+            for name, value in by_name(names[:-1], left).items():
+                binding.output(name, value)
         for name, value in outputs.items():
             binding.output(name, value)
         cache.bind(binding, (self.late or self._prefill).layers)

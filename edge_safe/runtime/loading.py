@@ -11,7 +11,7 @@ from edge_safe.runtime.bundle import Bundle, open_bundle
 from edge_safe.runtime.engine import Engine
 from edge_safe.runtime.families.base import open_family
 from edge_safe.runtime.media_cache import MediaCache
-from edge_safe.runtime.policy import Policy, check_policy, load_policy
+from edge_safe.runtime.policy import Policy
 from edge_safe.runtime.prompt import PromptBuilder
 from edge_safe.runtime.request import Requests
 from edge_safe.runtime.template import ChatTemplate
@@ -27,7 +27,7 @@ def load_requests(
     files: VerifiedFiles,
     provider: str | None,
     threads: int | None,
-    policy: Policy | Path | None,
+    policy: Policy,
     accept_failed: bool,
     profile_folder: Path | None,
     *,
@@ -35,27 +35,21 @@ def load_requests(
     prefix_cache_bytes: int,
     media_cache_bytes: int,
 ) -> Requests:
-    """Opens a bundle; see ``SafeModel.load``.
+    """Opens a bundle, as ``SafeModel.load`` describes it, which names the errors as well.
 
     Args:
         files: The bundle's files, some of which may be hashed already.
-        provider: See there.
-        threads: See there.
-        policy: See there.
-        accept_failed: See there.
-        profile_folder: See there.
-        untrained_towers: See there.
+        provider: What runs it; None takes what its target names.
+        threads: Threads inside one operator.
+        policy: A policy that was checked.
+        accept_failed: Opens a bundle that failed its acceptance test.
+        profile_folder: Where ONNX Runtime writes a profile of every graph.
+        untrained_towers: Also uses towers whose projector was never trained.
         prefix_cache_bytes: Memory for what prompts have in common at their beginning.
         media_cache_bytes: The same for pictures and sounds.
-
-    Raises:
-        EdgeSafeError: See there.
     """
     bundle = open_bundle(files, provider, threads, accept_failed, profile_folder)
     safety = bundle.manifest.safety
-    if isinstance(policy, Path):
-        policy = load_policy(policy)
-    policy = check_policy(safety.policy if policy is None else policy)
     engine = Engine(bundle, prefix_cache_bytes)
     engine.stages(policy)
     # The tokenizer is parsed while the weights are hashed and the graphs opened.

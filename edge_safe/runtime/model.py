@@ -7,6 +7,7 @@ hashed.
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from edge_safe.errors import PromptError, UsageError
 from edge_safe.runtime.cores import available_cores
-from edge_safe.runtime.heap import give_back_unused
+from edge_safe.runtime.heap import give_back_unused, keep_heap_small
 from edge_safe.runtime.manifest import Manifest, load_manifest
-from edge_safe.runtime.policy import Policy, check_policy
-from edge_safe.runtime.verified_files import VerifiedFiles
+from edge_safe.runtime.policy import Policy, check_policy, load_policy
+from edge_safe.runtime.rtx_provider import PROVIDER as AHEAD_OF_TIME
+from edge_safe.runtime.verified_files import VerifiedFiles, require_accepted
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from edge_safe.runtime.session import Array
     from edge_safe.runtime.state import State
     from edge_safe.runtime.verdict import Verdict
+
+# Programs may import onnxruntime by themselves between this import and a load.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 CACHE_MB = 64.0
 
@@ -93,17 +98,24 @@ class SafeModel:
             if not 0 <= size < math.inf:
                 raise UsageError(f"{name}_cache_mb is {size}; give 0 or more.")
         files = VerifiedFiles(Path(folder), load_manifest(Path(folder)))
-        chosen = provider or files.manifest.target
+        require_accepted(files, accept_failed)
+        if policy is None:
+            policy = files.manifest.safety.policy
+        elif not isinstance(policy, Policy):
+            policy = load_policy(Path(policy))
+        policy = check_policy(policy)
         # An engine that came with the bundle takes the place of the graphs and their weights.
-        ahead = () if chosen == "tensorrt-rtx" else ("decoder",)
-        with files.hashing(ahead):
+        engines = (provider or files.manifest.target) == AHEAD_OF_TIME
+        # Before there is another thread, which would get a heap of its own.
+        keep_heap_small()
+        with files.hashing(() if engines else ("decoder",)):
             from edge_safe.runtime.loading import load_requests
 
             requests = load_requests(
                 files,
                 provider,
                 threads,
-                policy if policy is None or isinstance(policy, Policy) else Path(policy),
+                policy,
                 accept_failed,
                 None if profile_folder is None else Path(profile_folder),
                 untrained_towers=untrained_towers,

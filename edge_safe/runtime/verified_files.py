@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from edge_safe.errors import BundleError, IntegrityError
@@ -18,7 +18,7 @@ from edge_safe.runtime.manifest import Manifest, confine
 
 
 class VerifiedFiles:
-    """Hashes a file once, when somebody first asks for it. Safe to share between threads."""
+    """Hashes a file once, when it is first asked for. Safe to share between threads."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
@@ -26,6 +26,7 @@ class VerifiedFiles:
         self._entries = manifest.files
         self._graphs: dict[str, frozenset[str]] = {}
         self._hashed: set[str] = set()
+        self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._hashing: dict[str, threading.Lock] = {}
 
@@ -88,31 +89,50 @@ class VerifiedFiles:
 
     @contextmanager
     def hashing(self, graphs: Iterable[str]) -> Iterator[None]:
-        """Checks the files of graphs while the body runs.
+        """Checks the files of graphs while the body runs; goes no further if that fails.
 
         What is wrong with one of them is said when somebody asks for it.
         """
 
         def check() -> None:
-            with suppress(BundleError, IntegrityError):
-                for graph in graphs:
-                    for name in sorted(self.of_graph(graph)):
-                        self.path(name)
+            for graph in graphs:
+                for name in sorted(self.of_graph(graph)):
+                    self.path(name)
 
         with ThreadPoolExecutor(1) as beside:
+            # Its result is not asked for: an error here is found again, and said then.
             beside.submit(check)
-            yield
+            try:
+                yield
+            except BaseException:
+                self._stopped.set()
+                raise
 
     def _compare_hash(self, name: str, path: Path) -> None:
         """Compares a file's contents with its entry in the manifest."""
         expected = self._entries[name].sha256
         with _readable(path):
-            digest = sha256_file(path)
+            digest = sha256_file(path, self._stopped.is_set)
         if digest != expected:
             raise IntegrityError(
                 f"{path} is not the file the manifest names (sha256 {digest[:12]}…, expected "
                 f"{expected[:12]}…). Export the bundle again or copy it afresh."
             )
+
+
+def require_accepted(files: VerifiedFiles, accept_failed: bool) -> None:
+    """Refuses a bundle that failed its acceptance test, unless that is wanted.
+
+    Raises:
+        BundleError: See above.
+    """
+    acceptance = files.manifest.safety.acceptance
+    if acceptance is not None and not acceptance.passed and not accept_failed:
+        raise BundleError(
+            f"{files.folder} failed its acceptance test on {acceptance.data}"
+            f"{': ' + acceptance.reason if acceptance.reason else ''}. Export it again with "
+            "another precision, or load it with accept_failed=True to examine it."
+        )
 
 
 @contextmanager

@@ -327,6 +327,14 @@ def test_whatever_the_weights_every_matrix_of_a_layer_stays_in_4_bits(
 # --- failing closed ----------------------------------------------------------
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8", "cpu"])
+def test_layers_in_standard_operators_are_left_to_the_optimizers(
+    bundles: Bundles, precision: str
+) -> None:
+    graphs = open_bundle(bundles(precision, False), "cpu").manifest.graphs
+    assert graphs["decoder"].optimized == (precision == "cpu")
+
+
 def test_it_verifies(bundles: Bundles) -> None:
     open_bundle(bundles("int8", True), "cpu").verify()
 

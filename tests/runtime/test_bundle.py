@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -69,9 +71,9 @@ def test_files_that_were_hashed_ahead_are_not_hashed_again(
 ) -> None:
     hashed: list[str] = []
 
-    def note(path: Path) -> str:
+    def note(path: Path, stopped: Callable[[], bool]) -> str:
         hashed.append(path.name)
-        return sha256_file(path)
+        return sha256_file(path, stopped)
 
     monkeypatch.setattr(verified_files, "sha256_file", note)
     files = VerifiedFiles(bundle_folder, m.load_manifest(bundle_folder))
@@ -87,10 +89,35 @@ def test_what_is_wrong_with_a_file_that_was_hashed_ahead_is_said_when_it_is_aske
 ) -> None:
     flip_byte(own_bundle / "weights.onnx.data", 7)
     files = VerifiedFiles(own_bundle, m.load_manifest(own_bundle))
-    with files.hashing(["decoder", "no such graph"]):
+    with files.hashing(["decoder"]):
         pass
     with pytest.raises(IntegrityError, match=r"weights\.onnx\.data is not the file"):
         open_bundle(files).session("decoder")
+
+
+def test_nobody_waits_for_hashes_of_a_load_that_fails(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up: list[bool] = []
+
+    def slow(_: Path, stopped: Callable[[], bool]) -> str:
+        while not stopped():
+            time.sleep(0.001)
+        given_up.append(True)
+        raise OSError("given up")
+
+    files = VerifiedFiles(bundle_folder, m.load_manifest(bundle_folder))
+    monkeypatch.setattr(verified_files, "sha256_file", slow)
+    with pytest.raises(ProviderError, match="no"), files.hashing(["decoder"]):
+        raise ProviderError("no")
+    assert given_up == [True]
+
+
+def test_a_digest_is_given_up_between_parts(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    with pytest.raises(OSError, match="given up"):
+        sha256_file(path, lambda: True)
 
 
 def test_verify_checks_every_file(own_bundle: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from edge_safe.runtime.cache import STEP, GateColumns
 from edge_safe.runtime.session import Array
@@ -69,3 +70,10 @@ def test_what_is_cut_off_does_not_come_back() -> None:
     columns.append(np.full((1, 2, 1, 1, 2), 2.0, np.float32))
     assert columns.view().shape[3] == 4
     assert np.all(columns.view()[:, :, :, 3] == 2.0)
+
+
+def test_states_of_other_names_are_not_taken_for_those_before() -> None:
+    columns = GateColumns(1, 2, lambda states: states["a"])
+    columns.defer(["a", "b"], np.zeros((2, 1, 2), np.float32))
+    with pytest.raises(ValueError, match="follow"):
+        columns.defer(["b", "a"], np.zeros((2, 1, 2), np.float32))

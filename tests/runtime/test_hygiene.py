@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,16 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_the_model_s_name_alone_loads_nothing_that_computes() -> None:
     heavy = {"onnxruntime", "tokenizers", "numpy", "jinja2"}
     assert not heavy & loaded_by("from edge_safe import SafeModel")
+
+
+def test_telemetry_is_off_for_a_program_that_imports_onnxruntime_before_it_loads() -> None:
+    code = "import os\nfrom edge_safe import SafeModel\nprint(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=PACKAGE.parent, env=environment
+    )
+    assert done.stdout.strip() == "1"
 
 
 def test_the_runtime_loads_no_training_library() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edge_safe.errors import GateError, MediaError, UsageError
+from edge_safe.errors import BundleError, GateError, MediaError, UsageError
 from edge_safe.evaluation.speed import limits
 from edge_safe.evaluation.speed.gate_cost import PROCESSES, measure_gate_cost
 from edge_safe.evaluation.speed.graph_work import work_of
@@ -53,7 +53,7 @@ class Settings:
 
     Attributes:
         prompt_tokens: Prompt lengths, the template included.
-        runs: Rounds of interleaved measurements.
+        runs: Rounds of interleaved measurements, and processes for the gate's cost.
         threads: Threads inside one operator; None lets ONNX Runtime choose.
         provider: What to run on; None takes what the bundle's target names.
         image: A picture to encode; None draws a sign with three lines of text.
@@ -125,10 +125,13 @@ def measure(
         settings.runs,
         _steps(tell, "answers, media, turns", settings.runs),
     )
-    if ungated is None:
+    if ungated is not None:
+        try:
+            other.values |= _gate_cost(folder, ungated, model, reference, settings, tell)
+        except BundleError as error:
+            why_not = str(error)
+    if "gate_cost_ratio" not in other.values:
         notes.add(f"No gate_cost_ratio: {why_not}")
-    else:
-        other.values |= _gate_cost(folder, ungated, model, reference, settings, tell)
     tell("limits of this machine", 0.0)
     found = _limits(folder, model.manifest, settings, lengths, other)
     tell("limits of this machine", 1.0)
@@ -281,6 +284,7 @@ def _other_actions(
         actions.append(answers.per_token("decode_long_cache_ms_per_token", long, ANSWER_TOKENS))
     else:
         notes.add(f"No decoding behind {LONG_CACHE} tokens: the context holds {context}.")
+    actions.append(answers.whole("gated_answer_ms", plain_ids(model, reference), count))
     prompt = exact_prompt(model, reference)
     if prompt is not None and room >= 3 * ANSWER_TOKENS:
         actions.append(second_turn(allowing(model), prompt))
