@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -81,9 +82,11 @@ class Engine:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Opens the language model's graphs while the body runs, and hashes their files.
+        """Hashes the language model's files while the body runs, and opens its graphs.
 
-        Engines are built after it, since that takes minutes and the body may fail.
+        They are opened as soon as their files are hashed, but not later than behind the body: both
+        at once would take the memory of both. Engines are built behind it, since that takes minutes
+        and the body may fail.
 
         Raises:
             BundleError: A graph is missing or cannot be opened.
@@ -98,11 +101,16 @@ class Engine:
         for name in names + later:
             # Found here, since the body may let no other thread run Python for long.
             bundle.files_of(name)
-        with ThreadPoolExecutor(len(names) + len(later)) as pool:
-            checking = [pool.submit(bundle.check_graph, name) for name in later]
+
+        def check_and_open(name: str) -> Path:
+            path = bundle.check_graph(name)
             if bundle.provider == "cpu":
-                for name in names:
-                    pool.submit(bundle.session, name)
+                bundle.session(name)
+            return path
+
+        with ThreadPoolExecutor(2 * len(names) + len(later)) as pool:
+            checking = [pool.submit(bundle.check_graph, name) for name in later]
+            checking += [pool.submit(check_and_open, name) for name in names]
             yield
             opened = list(pool.map(bundle.session, names))
             for one in checking:
