@@ -78,8 +78,9 @@ edge-safe bench shape/int4-int8 256 --runs 5 --threads 2 --json --peers-folder s
 python docs/generate_performance.py docs/performance.md int4.json "A title=shape.json"
 ```
 
-Measured on 23 November 2026: int4-rows and int4-int8 of pebble, and int4-int8 of the other, at
-5375eab, the rest at d6f93c2, which differs in how a bundle is loaded alone.
+Measured on 23 November 2026: int4-rows and int4-int8 of both at 1e60440, the rest at d6f93c2, whose
+gate cost was measured in one process and whose bundles open with the optimizers. The machine was
+less steady than on the days before: what varies between runs stands in the README.
 
 The last ones are random weights in the shape of Qwen2.5-0.5B, which all peers share; their gate and
 early exit stand at the shares of the depth where pebble has them. Many requests: `python
