@@ -25,7 +25,7 @@ from edge_safe.runtime.prefill import (
 )
 from edge_safe.runtime.session import Array, Binding, Buffer, Session, room
 
-_MASKS = 31  # made ahead: what one costs is no less if there are more
+_MASKS = 31  # made ahead; they share the memory of the longest
 
 
 class Decoder:

@@ -73,8 +73,7 @@ def main(
     ids = plain_ids(models["gated"], tokens)
     answers = [Answers(models[name]).whole(f"{name}_answer_ms", ids, count) for name in order]
     samples = interleave(answers, _PAIRS)
-    pairs = zip(samples.values["gated_answer_ms"], samples.values["ungated_answer_ms"], strict=True)
-    samples.values["gate_cost_ratio"] = [gated / free for gated, free in pairs]
+    samples.divide("gate_cost_ratio", "gated_answer_ms", "ungated_answer_ms")
     return samples.medians()
 
 

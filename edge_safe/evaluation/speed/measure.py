@@ -127,6 +127,7 @@ def measure(
     )
     if ungated is not None:
         try:
+            # Answers with the gate, too, are then those of the processes that compare.
             other.values |= _gate_cost(folder, ungated, model, reference, settings, tell)
         except BundleError as error:
             why_not = str(error)
@@ -231,11 +232,9 @@ def measure_lengths(
             settings.runs,
             _steps(tell, f"prompt of {tokens} tokens", settings.runs),
         )
-        pairs = zip(samples.values["refusal_ms"], samples.values["first_token_ms"], strict=True)
-        samples.values["refusal_ratio"] = [refusal / first for refusal, first in pairs]
+        samples.divide("refusal_ratio", "refusal_ms", "first_token_ms")
         if LATE in samples.values:
-            pairs = zip(samples.values[LATE], samples.values["first_token_ms"], strict=True)
-            samples.values["late_refusal_ratio"] = [refusal / first for refusal, first in pairs]
+            samples.divide("late_refusal_ratio", LATE, "first_token_ms")
         entries.append({"prompt_tokens": tokens, **samples.medians(), "spread": samples.spread()})
     if not entries:
         reasons = "; ".join(f"{entry['prompt_tokens']}: {entry['reason']}" for entry in skipped)

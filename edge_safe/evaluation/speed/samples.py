@@ -21,6 +21,11 @@ class Samples:
         for name, value in measured.items():
             self.values.setdefault(name, []).append(value)
 
+    def divide(self, name: str, upper: str, lower: str) -> None:
+        """Keeps the ratio of two names' values, pair by pair, under a name of its own."""
+        pairs = zip(self.values[upper], self.values[lower], strict=True)
+        self.values[name] = [value / other for value, other in pairs]
+
     def medians(self) -> dict[str, float]:
         """The median of each name."""
         return {name: statistics.median(values) for name, values in self.values.items()}
