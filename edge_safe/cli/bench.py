@@ -223,10 +223,19 @@ def _limits(limits: dict[str, Any]) -> Table:
     """What bounds decoding and prefill."""
     table = Table(
         title=f"What bounds it: {limits['memory_gb_per_second']:.1f} GB/s read, "
-        f"{limits['matrix_gflop_per_second']:.0f} GFLOP/s of a float32 matrix product",
+        f"{limits['float_gop_per_second']:.0f} / {limits['integer_gop_per_second']:.0f} "
+        "billion operations a second of a float32 / 8-bit product",
         title_justify="left",
     )
-    for heading in ("", "MB read", "GFLOP", "by memory, ms", "by compute, ms", "bound", "reached"):
+    for heading in (
+        "",
+        "MB read",
+        "10⁹ operations",
+        "by memory, ms",
+        "by compute, ms",
+        "bound",
+        "reached",
+    ):
         table.add_column(heading, justify="left" if heading in ("", "bound") else "right")
     rows = [(f"decode behind {entry['past']}", entry) for entry in limits["decode"]]
     rows += [(f"prefill of {entry['prompt_tokens']}", entry) for entry in limits["prefill"]]

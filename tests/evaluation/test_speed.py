@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from edge_safe.evaluation.speed.graph_work import work_of
-from edge_safe.evaluation.speed.limits import Peak, bound
+from edge_safe.evaluation.speed.integer_product import integer_product
+from edge_safe.evaluation.speed.limits import Peak, bound, measure_peak
 from edge_safe.evaluation.speed.prompts import exact_prompt, plain_ids
 from edge_safe.evaluation.speed.requests import Answers, allowing, refusing
 from edge_safe.evaluation.speed.samples import interleave, quartiles
@@ -102,12 +103,46 @@ def test_packed_weights_count_by_what_they_stand_for(
 
 
 def test_the_slower_of_reading_and_computing_is_the_bound() -> None:
-    peak = Peak(bytes_per_second=1e9, operations_per_second=1e10)
-    found = bound(2e6, 1e6, peak, 4.0)
+    peak = Peak(
+        1e9, float_operations_per_second=1e10, integer_operations_per_second=4e10, spread={}
+    )
+    found = bound(2e6, 1e6, 0.0, peak, 4.0)
     assert found["bound"] == "memory"
     assert found["memory_ms"] == pytest.approx(2.0)
     assert found["share_reached"] == pytest.approx(0.5)
-    assert bound(2e6, 1e9, peak, 200.0)["bound"] == "compute"
+    assert bound(2e6, 1e9, 0.0, peak, 200.0)["bound"] == "compute"
+
+
+def test_operations_of_integer_kernels_are_held_against_their_own_peak() -> None:
+    peak = Peak(
+        1e9, float_operations_per_second=1e10, integer_operations_per_second=4e10, spread={}
+    )
+    assert bound(0.0, 1e9, 4e9, peak, 400.0)["compute_ms"] == pytest.approx(200.0)
+
+
+def test_products_with_packed_weights_at_accuracy_level_4_are_integer_operations(
+    tiny_bundle_int4: Path, tiny_bundle: Path
+) -> None:
+    packed, plain = (work_of(open_bundle(folder)) for folder in (tiny_bundle_int4, tiny_bundle))
+    assert packed.rounded_multiplications > packed.rounded_head_multiplications
+    assert plain.rounded_multiplications == 0
+
+
+def test_the_integer_peak_is_measured_with_a_graph_that_onnx_accepts() -> None:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    model = onnx.load_from_string(integer_product(6))
+    onnx.checker.check_model(model, full_check=True)
+    left = np.arange(12, dtype=np.uint8).reshape(2, 6)
+    (product,) = ReferenceEvaluator(model).run(None, {"left": left})
+    np.testing.assert_array_equal(product, left.astype(np.int32) @ np.ones((6, 6), np.int32))
+
+
+def test_a_machine_reads_and_multiplies_at_some_rate() -> None:
+    peak = measure_peak(threads=1)
+    for name, (lower, upper) in peak.spread.items():
+        assert 0 < lower <= upper <= getattr(peak, name)
 
 
 @pytest.mark.parametrize("bundle", ["tiny_bundle", "tiny_bundle_int4"])

@@ -30,6 +30,8 @@ _UNPACKING = {
     "Unsqueeze",
 }
 _SMALL = 256
+# Of MatMulNBits' attribute accuracy_level: ONNX Runtime's operator documentation, com.microsoft.
+_INT8_LEVEL = 4
 
 
 @dataclass(slots=True)
@@ -40,13 +42,18 @@ class Work:
         weight_bytes: Bytes of the weights that are multiplied with, scales and offsets included.
         multiplications: Weights they stand for: one multiplication and one addition each.
         head_multiplications: Those of them that only the last position needs (lm_head).
-        integer_multiplications: Those that integer kernels make.
+        integer_multiplications: Those of ``INTEGER`` operators.
+        rounded_multiplications: Those by activations in 8 bits: these, and products with packed
+            weights whose accuracy level says so.
+        rounded_head_multiplications: Those of them that only the last position needs.
     """
 
     weight_bytes: int = 0
     multiplications: int = 0
     head_multiplications: int = 0
     integer_multiplications: int = 0
+    rounded_multiplications: int = 0
+    rounded_head_multiplications: int = 0
 
 
 @dataclass(slots=True)
@@ -97,19 +104,30 @@ def work_of(bundle: Bundle, *, prefill: bool = False) -> Work:
             count = weights_of(node, tensors)
             work.multiplications += count
             work.integer_multiplications += count if node.operator in INTEGER else 0
+            rounded = count if _rounds(node) else 0
+            work.rounded_multiplications += rounded
             if count and bundle.manifest.model.vocab_size in (
                 node.numbers.get("N"),
                 *_shape(node, tensors),
             ):
                 work.head_multiplications += count
+                work.rounded_head_multiplications += rounded
             if count:
                 work.weight_bytes += read_bytes(node, tensors, counted)
     if ending and all(t.name != "logits" for t in graphs[f"decoder{ending}"].outputs):
         # Slot T's logits come from the graph for single tokens.
-        head = work_of(bundle).head_multiplications
-        work.head_multiplications += head
-        work.multiplications += head
+        step = work_of(bundle)
+        work.head_multiplications += step.head_multiplications
+        work.multiplications += step.head_multiplications
+        work.rounded_head_multiplications += step.rounded_head_multiplications
+        work.rounded_multiplications += step.rounded_head_multiplications
     return work
+
+
+def _rounds(node: Node) -> bool:
+    """Whether a node's products are made of 8-bit activations."""
+    packed = node.operator == "MatMulNBits" and node.numbers.get("accuracy_level") == _INT8_LEVEL
+    return packed or node.operator in INTEGER
 
 
 def weights_of(node: Node, tensors: dict[str, Tensor]) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {"edge-safe": __version__, **versions},
         "load_average": os.getloadavg()[0],
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": _commit(),
     }
 
 
@@ -71,6 +75,21 @@ def _cpuinfo(*keys: str) -> str:
         if line.startswith(keys):
             return line.partition(":")[2].strip()
     return ""
+
+
+def _commit() -> str | None:
+    """The commit that runs, where it runs from a checkout; with a plus sign if files differ."""
+    import edge_safe
+
+    home = Path(edge_safe.__file__).parents[1]
+    git = ["git", "-C", str(home), "describe", "--always", "--exclude=*", "--dirty=+"]
+    if not (home / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(git, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def _version(package: str) -> str | None:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_safe.errors import BundleError, GateError, MediaError, UsageError
-from edge_safe.evaluation.speed import limits
 from edge_safe.evaluation.speed.gate_cost import PROCESSES, measure_gate_cost
-from edge_safe.evaluation.speed.graph_work import work_of
+from edge_safe.evaluation.speed.limits import limits_of
 from edge_safe.evaluation.speed.loading import measure_loading
 from edge_safe.evaluation.speed.machine import describe_machine
 from edge_safe.evaluation.speed.prompts import exact_prompt, plain_ids
@@ -31,7 +30,7 @@ from edge_safe.evaluation.speed.sample_media import hum, sign
 from edge_safe.evaluation.speed.samples import Action, Samples, interleave, quartiles
 from edge_safe.runtime.bundle import open_bundle
 from edge_safe.runtime.cores import available_cores
-from edge_safe.runtime.manifest import Manifest, load_manifest
+from edge_safe.runtime.manifest import load_manifest
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.model import SafeModel
 
@@ -41,6 +40,12 @@ REFERENCE = 256
 ANSWER_TOKENS = 64
 LONG_CACHE = 2000
 SHORT_CACHE = 8
+DECODING = {
+    SHORT_CACHE: "decode_ms_per_token",
+    LONG_CACHE: "decode_long_cache_ms_per_token",
+}
+"""Names of what was measured, by positions in the cache."""
+
 LOADS = 5
 _LENGTHS_ROOM = 2  # slot T and one answer token
 
@@ -134,7 +139,13 @@ def measure(
     if "gate_cost_ratio" not in other.values:
         notes.add(f"No gate_cost_ratio: {why_not}")
     tell("limits of this machine", 0.0)
-    found = _limits(folder, model.manifest, settings, lengths, other)
+    measured = other.medians()
+    found = limits_of(
+        open_bundle(folder, settings.provider, accept_failed=True),
+        settings.threads or available_cores(),
+        decode={past: measured[name] for past, name in DECODING.items() if name in measured},
+        prefill={entry["prompt_tokens"]: entry["prefill_ms"] for entry in lengths},
+    )
     tell("limits of this machine", 1.0)
     _say_more(notes, machine, loading, other)
     early = model.manifest.safety.early
@@ -313,40 +324,6 @@ def _media_actions(model: SafeModel, settings: Settings, notes: Notes) -> list[A
                 drawn = "a drawn sign of 640 x 480" if name == "image" else "three seconds of a hum"
                 notes.add(f"The {name} is {drawn}; --{name} takes your own.")
     return actions
-
-
-def _limits(
-    folder: Path,
-    manifest: Manifest,
-    settings: Settings,
-    lengths: list[dict[str, Any]],
-    other: Samples,
-) -> dict[str, Any]:
-    """What bounds decoding and prefill; only the CPU's own peak can be measured here."""
-    bundle = open_bundle(folder, settings.provider, accept_failed=True)
-    if bundle.provider != "cpu":
-        return {}
-    work, reading = work_of(bundle), work_of(bundle, prefill=True)
-    peak = limits.measure_peak(settings.threads or available_cores())
-    measured = other.medians()
-    decode = [
-        {"past": past, **limits.decode_bound(manifest, work, peak, past, measured[name])}
-        for past, name in (
-            (SHORT_CACHE, "decode_ms_per_token"),
-            (LONG_CACHE, "decode_long_cache_ms_per_token"),
-        )
-        if name in measured
-    ]
-    prefill = [
-        {"prompt_tokens": tokens, **limits.prefill_bound(manifest, reading, peak, tokens, took)}
-        for tokens, took in ((entry["prompt_tokens"], entry["prefill_ms"]) for entry in lengths)
-    ]
-    return {
-        "memory_gb_per_second": peak.bytes_per_second / 1e9,
-        "matrix_gflop_per_second": peak.operations_per_second / 1e9,
-        "decode": decode,
-        "prefill": prefill,
-    }
 
 
 def _say_more(notes: Notes, machine: dict[str, Any], loading: Samples, other: Samples) -> None:
