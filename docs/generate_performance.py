@@ -61,26 +61,24 @@ run on this project's runtime with the same int4 weights, and a guard of the mod
 ## The commands
 
 ```
+python benchmarks/peers/setup.py models/pebble
+python benchmarks/peers/setup.py models/pebble --shape qwen2_5-0_5b --out shape
 for precision in int4 int4-fast int4-rows int4-int8; do
   edge-safe export models/pebble --out $precision --precision $precision
+  edge-safe bench $precision --runs 7 --threads 2 --json \\
+    --plot docs/pictures/performance_pebble_$precision.png \\
+    --peer llama-cpp-q4_0 --peer llama-cpp-q8_0 --peer onnxruntime-genai --peer transformers \\
+    --peer guard-logit --peer guard-generate --peer generate-then-check > $precision.json
 done
-python benchmarks/peers/setup.py models/pebble
-edge-safe bench int4 --runs 7 --threads 2 --json \\
-  --plot docs/pictures/performance_pebble_int4.png \\
-  --peer llama-cpp-q4_0 --peer llama-cpp-q8_0 --peer onnxruntime-genai --peer transformers \\
-  --peer guard-logit --peer guard-generate --peer generate-then-check > int4.json
-
-python benchmarks/peers/setup.py models/pebble --shape qwen2_5-0_5b --out shape
-edge-safe export shape/checkpoint --out shape/int4-int8 --precision int4-int8 --allow-unaccepted
-edge-safe bench shape/int4-int8 256 --runs 5 --threads 2 --json --peers-folder shape \\
-  --peer llama-cpp-q4_0 --peer onnxruntime-genai --peer guard-logit > shape.json
-
-python docs/generate_performance.py docs/performance.md int4.json "A title=shape.json"
+for precision in int4-fast int4-rows int4-int8; do
+  edge-safe export shape/checkpoint --out shape/$precision --precision $precision \\
+    --allow-unaccepted
+  edge-safe bench shape/$precision 256 1024 --runs 9 --threads 2 --json --peers-folder shape \\
+    --peer llama-cpp-q4_0 --peer llama-cpp-q8_0 --peer onnxruntime-genai --peer transformers \\
+    --peer guard-logit --peer guard-generate --peer generate-then-check > shape-$precision.json
+done
+python docs/generate_performance.py docs/performance.md int4.json ... "A title=shape-int4-fast.json" ...
 ```
-
-Measured on 23 November 2026: int4-rows and int4-int8 of both at 1e60440, the rest at d6f93c2, whose
-gate cost was measured in one process and whose bundles open with the optimizers. The machine was
-less steady than on the days before: what varies between runs stands in the README.
 
 The last ones are random weights in the shape of Qwen2.5-0.5B, which all peers share; their gate and
 early exit stand at the shares of the depth where pebble has them. Many requests: `python
@@ -120,7 +118,7 @@ COMPARED = ("first_token_ms", "answer_ms", "decode_ms_per_token", "refusal_ms")
 def section(document: dict[str, Any], title: str = "") -> Iterator[str]:
     """The lines of one result."""
     bundle, machine = document["bundle"], document["machine"]
-    yield f"## {title or bundle['name']}, {bundle['precision']}\n"
+    yield f"## {title or bundle['name'] + ', ' + bundle['precision']}\n"
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     threads = document["threads"] or f"all {machine['cores']}"
     yield (
