@@ -177,8 +177,8 @@ def answer(
 ) -> tuple[float, list[int]]:
     """p_unsafe of a prompt, and the greedy tokens behind it."""
     judged = engine.judge(engine.embed(ids), state, policy, Deadline(None))
-    logits = engine.open(judged, state)
-    step = engine.stepper(state)
+    logits = engine.open(judged, state, Deadline(None))
+    step = engine.stepper(state, Deadline(None))
     tokens = []
     for _ in range(count):
         tokens.append(int(logits.argmax()))
@@ -212,12 +212,12 @@ def test_chunks_cannot_change_verdict_or_answer(
     engine, ids = engine_of(folders[1]), prompt(40)
     whole_state = engine.new_state()
     whole = engine.judge(engine.embed(ids), whole_state, NEVER_EARLY, Deadline(None))
-    expected = engine.open(whole, whole_state).copy()
+    expected = engine.open(whole, whole_state, Deadline(None)).copy()
     monkeypatch.setattr(prefill.chunks, "__defaults__", (size, ()))
     state = engine.new_state()
     judged = engine.judge(engine.embed(ids), state, NEVER_EARLY, Deadline(None))
     same(judged.verdict.p_unsafe, whole.verdict.p_unsafe)
-    np.testing.assert_allclose(engine.open(judged, state), expected, atol=1e-4)
+    np.testing.assert_allclose(engine.open(judged, state, Deadline(None)), expected, atol=1e-4)
     assert state.columns is not None
     assert whole_state.columns is not None
     np.testing.assert_allclose(state.columns.view(), whole_state.columns.view(), atol=1e-5)
@@ -227,8 +227,8 @@ def test_decoding_equals_reading_all_at_once(folders: tuple[Path, Path]) -> None
     engine, ids, tail = engine_of(folders[1]), prompt(40), [11, 12, 13, 14]
     state = engine.new_state()
     judged = engine.judge(engine.embed(ids), state, NEVER_EARLY, Deadline(None))
-    engine.open(judged, state)
-    step = engine.stepper(state)
+    engine.open(judged, state, Deadline(None))
+    step = engine.stepper(state, Deadline(None))
     stepped = [step(token).copy() for token in tail][-1]
     whole = engine.new_state()
     embeds = engine.embed([*ids, 3, *tail])
@@ -238,7 +238,7 @@ def test_decoding_equals_reading_all_at_once(folders: tuple[Path, Path]) -> None
     assert state.columns is not None
     assert whole.columns is not None
     passage = gate.prefill(embeds, whole.cache, whole.columns, Deadline(None))
-    logits, _ = engine._decoder().prefill(passage.states(), whole.cache)
+    logits, _ = engine._decoder().prefill(passage.states(), whole.cache, Deadline(None))
     assert logits is not None
     np.testing.assert_allclose(stepped, logits[0, 0], atol=1e-4)
     # Of the last one read the columns are those of slot T, which nobody sees.
@@ -269,7 +269,7 @@ def test_the_context_may_be_filled_to_its_last_place(folders: tuple[Path, Path])
         answers.append(answer(engine, state, ids, 5)[1])
         assert state.cache.length == state.cache.capacity == CONTEXT
         with pytest.raises(PromptError, match=str(CONTEXT)):
-            engine.stepper(state)(9)
+            engine.stepper(state, Deadline(None))(9)
     assert answers[0] == answers[1]
 
 
