@@ -21,7 +21,7 @@ class Deadline:
     Used as a context manager; without a time limit and a wish to cancel it starts no thread.
 
     Attributes:
-        abort: Handed to every run of the request.
+        abort: Handed to every run of the request but those of single tokens.
         started: ``time.perf_counter()`` when the request began.
     """
 

@@ -116,10 +116,8 @@ class Stepper:
         cache: KeyValueCache,
         columns: GateColumns | None,
         model: ModelInfo,
-        deadline: Deadline,
     ) -> None:
         width = model.hidden_size
-        self._abort = deadline.abort
         self._cache = cache
         self._columns = columns
         self._token = np.zeros((1, 1), np.int64)
@@ -207,11 +205,10 @@ class Stepper:
         self._position[:] = cache.place
         self._end[:] = cache.length
         mask = self._mask(cache.length + 1)
-        self._embed.run(self._abort)
+        self._embed.run()
         for binding, _ in self._stages:
             binding.input("attention_mask", mask)
-            binding.run(self._abort)
-        # From here on the token counts as fed; a run that was ended before leaves no trace.
+            binding.run()
         cache.extend(1, 1)
         if self._columns is not None and self._column is not None:
             self._columns.append(self._column)

@@ -328,11 +328,8 @@ class Engine:
         row: Array = logits[0, 0]
         return row
 
-    def stepper(self, state: State, deadline: Deadline) -> Callable[[int], Array]:
-        """A function that feeds one token and returns the (V,) logits behind it.
-
-        A step that the deadline ends midway has fed nothing.
-        """
+    def stepper(self, state: State) -> Callable[[int], Array]:
+        """A function that feeds one token and returns the (V,) logits behind it."""
         stepper = Stepper(
             self._bundle.session("embed_tokens"),
             self._gate(),
@@ -340,7 +337,6 @@ class Engine:
             state.cache,
             state.columns,
             self._manifest.model,
-            deadline,
         )
         return stepper.step
 

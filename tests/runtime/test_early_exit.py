@@ -168,7 +168,7 @@ def test_decoded_tokens_have_the_columns_of_tokens_that_were_read(early_folder: 
     engine.open(
         engine.judge(engine.embed(ids), state, policy, Deadline(None)), state, Deadline(None)
     )
-    step = engine.stepper(state, Deadline(None))
+    step = engine.stepper(state)
     for token in tail:
         step(token)
     whole = engine.new_state()
@@ -190,7 +190,7 @@ def test_columns_that_could_not_be_made_are_still_owed(early_folder: Path) -> No
     engine.open(
         engine.judge(engine.embed([7, 8, 9]), state, never, Deadline(None)), state, Deadline(None)
     )
-    step = engine.stepper(state, Deadline(None))
+    step = engine.stepper(state)
     for token in (12, 13):
         step(token)
     columns = state.columns

@@ -88,7 +88,7 @@ def test_decoding_equals_reading_all_at_once(engine: Engine, ids: np.ndarray) ->
     engine.open(
         engine.judge(engine.embed(ids), state, ALLOW, Deadline(None)), state, Deadline(None)
     )
-    step = engine.stepper(state, Deadline(None))
+    step = engine.stepper(state)
     tail = [11, 12, 13, 14]
     stepped = [step(token).copy() for token in tail][-1]
     whole_state = engine.new_state()
@@ -110,7 +110,7 @@ def test_caches_that_grow_keep_what_they_hold(engine: Engine) -> None:
         engine.open(
             engine.judge(engine.embed(ids), state, ALLOW, Deadline(None)), state, Deadline(None)
         )
-        step = engine.stepper(state, Deadline(None))
+        step = engine.stepper(state)
         answers.append([int(step(9).argmax()) for _ in range(20)])
     assert answers[0] == answers[1]
 
@@ -192,22 +192,6 @@ def test_a_verdict_that_comes_too_late_is_an_error(engine: Engine, ids: np.ndarr
         verdict = engine.judge(engine.embed(ids), engine.new_state(), ALLOW, deadline).verdict
     assert verdict.decision is Decision.ERROR
     assert "time" in (verdict.reason or "")
-
-
-def test_a_step_that_is_ended_midway_has_fed_nothing(engine: Engine, ids: np.ndarray) -> None:
-    state, deadline = engine.new_state(), Deadline(None)
-    engine.open(engine.judge(engine.embed(ids), state, ALLOW, deadline), state, deadline)
-    step, before = engine.stepper(state, deadline), state.lengths()
-    deadline.abort.fire()
-    with pytest.raises(Exception, match="terminate"):
-        step(9)
-    assert state.lengths() == before
-    again = engine.stepper(state, Deadline(None))(9).copy()
-    whole = engine.new_state()
-    engine.open(
-        engine.judge(engine.embed(ids), whole, ALLOW, Deadline(None)), whole, Deadline(None)
-    )
-    np.testing.assert_allclose(engine.stepper(whole, Deadline(None))(9), again, atol=1e-5)
 
 
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError, ValueError])

@@ -178,7 +178,7 @@ def answer(
     """p_unsafe of a prompt, and the greedy tokens behind it."""
     judged = engine.judge(engine.embed(ids), state, policy, Deadline(None))
     logits = engine.open(judged, state, Deadline(None))
-    step = engine.stepper(state, Deadline(None))
+    step = engine.stepper(state)
     tokens = []
     for _ in range(count):
         tokens.append(int(logits.argmax()))
@@ -228,7 +228,7 @@ def test_decoding_equals_reading_all_at_once(folders: tuple[Path, Path]) -> None
     state = engine.new_state()
     judged = engine.judge(engine.embed(ids), state, NEVER_EARLY, Deadline(None))
     engine.open(judged, state, Deadline(None))
-    step = engine.stepper(state, Deadline(None))
+    step = engine.stepper(state)
     stepped = [step(token).copy() for token in tail][-1]
     whole = engine.new_state()
     embeds = engine.embed([*ids, 3, *tail])
@@ -269,7 +269,7 @@ def test_the_context_may_be_filled_to_its_last_place(folders: tuple[Path, Path])
         answers.append(answer(engine, state, ids, 5)[1])
         assert state.cache.length == state.cache.capacity == CONTEXT
         with pytest.raises(PromptError, match=str(CONTEXT)):
-            engine.stepper(state, Deadline(None))(9)
+            engine.stepper(state)(9)
     assert answers[0] == answers[1]
 
 

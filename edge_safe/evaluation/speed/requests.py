@@ -212,7 +212,7 @@ class Answers:
         sampler = self._greedy(ids)
         chosen = [sampler.choose(engine.open(judged, state, deadline))]
         first = time.perf_counter()
-        step = engine.stepper(state, deadline)
+        step = engine.stepper(state)
         for _ in range(tokens - 1):
             chosen.append(sampler.choose(step(chosen[-1])))
         end = time.perf_counter()
