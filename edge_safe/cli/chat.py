@@ -52,6 +52,7 @@ def command(
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = 0.0,
     seed: options.Seed = None,
+    timeout: options.Timeout = None,
     policy: options.PolicyFile = None,
     provider: options.RunOn = None,
     as_json: options.Json = False,
@@ -74,7 +75,7 @@ def command(
                 break
             continue
         try:
-            turns.append(_answer(chat, line, waiting, sampling, terminal))
+            turns.append(_answer(chat, line, waiting, timeout, sampling, terminal))
         except (MediaError, PromptError) as error:
             terminal.warn(str(error))
         else:
@@ -151,6 +152,7 @@ def _answer(
     chat: Chat,
     text: str,
     waiting: Attachments,
+    timeout: float | None,
     sampling: dict[str, Any],
     terminal: Terminal,
 ) -> dict[str, Any]:
@@ -160,7 +162,12 @@ def _answer(
     cancel = threading.Event()
     with _interrupt_sets(cancel):
         for event in chat.stream(
-            text, images=waiting.images, audio=waiting.audio, cancel=cancel, **sampling
+            text,
+            images=waiting.images,
+            audio=waiting.audio,
+            timeout=timeout,
+            cancel=cancel,
+            **sampling,
         ):
             if isinstance(event, Reply):
                 report(terminal, event)

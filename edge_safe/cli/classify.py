@@ -38,6 +38,7 @@ def command(
         int | None,
         typer.Option(metavar="N", min=1, help="Runs side by side; by default one a core."),
     ] = None,
+    timeout: options.Timeout = None,
     policy: options.PolicyFile = None,
     provider: options.RunOn = None,
     as_json: options.Json = False,
@@ -69,7 +70,7 @@ def command(
         # One thread a run, for the runs go on side by side.
         model = SafeModel.load(bundle, provider=options.name_of(provider), threads=1, policy=policy)
         with results, terminal.progress("judging", len(todo)) as bar:
-            for judgement in judge_many(model, todo, workers):
+            for judgement in judge_many(model, todo, workers, timeout):
                 results.add(judgement)
                 if judgement.decision == "error":
                     errors.append({"id": judgement.id, "reason": judgement.reason})

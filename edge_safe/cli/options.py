@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from edge_safe.errors import UsageError
+
 
 class Provider(str, enum.Enum):
     """What a bundle can run on."""
@@ -72,6 +74,30 @@ MaxTokens = Annotated[
 
 Temperature = Annotated[
     float, typer.Option(metavar="T", help="0 always takes the likeliest token.")
+]
+
+
+def _seconds(timeout: float | None) -> float | None:
+    """Takes a time that is one.
+
+    Raises:
+        UsageError: It is zero, negative or no number.
+    """
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"--timeout is {timeout:g}; give more than 0 seconds.")
+    return timeout
+
+
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        help="Longest time for a request, loading aside: without a verdict by then the decision "
+        "is error, and an answer under way is cut off.",
+        envvar="EDGE_SAFE_TIMEOUT",
+        callback=_seconds,
+    ),
 ]
 
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Makes sampling repeatable.")]

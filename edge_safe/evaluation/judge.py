@@ -102,7 +102,10 @@ def judge(model: SafeModel, row: Row, render: Callable[[Row], Rendered] | None =
 
 
 def judge_many(
-    model: SafeModel, rows: Sequence[Row], workers: int | None = None
+    model: SafeModel,
+    rows: Sequence[Row],
+    workers: int | None = None,
+    timeout: float | None = None,
 ) -> Iterator[Judgement]:
     """The gate's verdicts on many rows, in order, several at once.
 
@@ -110,11 +113,12 @@ def judge_many(
         model: A loaded bundle.
         rows: The requests.
         workers: Threads; None takes one a core.
+        timeout: Seconds of work on one row; see ``SafeModel.assess_many``.
     """
     from edge_safe.runtime.batch import AssessRequest
 
     requests = (AssessRequest(row.prompt, row.images, row.audio) for row in rows)
-    found = model.assess_many(requests, workers=workers)
+    found = model.assess_many(requests, workers=workers, timeout=timeout)
     for row, assessment in zip(rows, found, strict=True):
         yield _judgement(row, assessment.verdict, assessment.milliseconds)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from edge_safe.errors import EdgeSafeError
 from edge_safe.runtime.deadline import Deadline
+from edge_safe.runtime.engine import failed
 from edge_safe.runtime.heap import give_back_unused
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.prefill import CHUNK
@@ -59,11 +60,12 @@ class Assessment:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A request that was read, or what kept it from that."""
+    """A request that was read, or what kept it from that, and the seconds left to judge it."""
 
     prompt: Prompt | None
     failure: Verdict | None
     milliseconds: float
+    left: float
 
 
 Encode = Callable[[AssessRequest, Deadline], Prompt]
@@ -78,7 +80,8 @@ class Batches:
         encode: Turns a request into a prompt.
         alone: Judges one prompt by itself.
         workers: Threads.
-        timeout: Seconds for reading a request, and for one run; None for no limit.
+        timeout: Seconds of work on one request: reading it, the run it is judged in, and the one
+            of its own where that fails. What it waits for others does not count. None for no limit.
     """
 
     def __init__(
@@ -144,16 +147,14 @@ class Batches:
         """Template, tokens and towers of one request."""
         start = time.perf_counter()
         prompt = failure = None
-        try:
-            with Deadline(self._timeout) as deadline:
+        with Deadline(self._timeout) as deadline:
+            try:
                 prompt = self._encode(request, deadline)
-        except EdgeSafeError as error:
-            failure = Verdict(Decision.ERROR, math.nan, INPUT, reason=str(error))
-        except Exception as error:
-            # Whatever it was, this request is not answered, and the others go on.
-            reason = str(error) or type(error).__name__
-            failure = Verdict(Decision.ERROR, math.nan, INPUT, reason=reason)
-        return _Read(prompt, failure, (time.perf_counter() - start) * 1000.0)
+                deadline.check()
+            except Exception as error:
+                # Whatever it was, this request is not answered, and the others go on.
+                prompt, failure = None, failed(error, INPUT, deadline)
+        return _Read(prompt, failure, (time.perf_counter() - start) * 1000.0, deadline.left)
 
     def _groups(self, window: Sequence[_Read]) -> list[list[int]]:
         """Places in the window that are judged together, the longest prompts first."""
@@ -174,32 +175,37 @@ class Batches:
         return groups
 
     def _judge(self, group: Sequence[_Read]) -> list[Assessment]:
-        """Judges what was grouped, and one by one if that fails."""
+        """Judges what was grouped, and one by one if that fails.
+
+        A run ends when the time of any of its requests is over; the others have theirs left.
+        """
         start = time.perf_counter()
         prompts = [read.prompt for read in group if read.prompt is not None]
         verdicts: list[Verdict] = []
         if len(prompts) > 1:
             try:
-                with Deadline(self._timeout) as deadline:
+                with Deadline(min(read.left for read in group)) as deadline:
                     verdicts = self._requests.engine.judge_together(
                         [(prompt.embeds, prompt.modality) for prompt in prompts],
                         self._requests.policy,
                         deadline,
                     )
             except EdgeSafeError:
-                verdicts = []  # one of them may be at fault, or the time is over for all
+                verdicts = []  # one of them may be at fault, or its time is over
         if not verdicts:
-            verdicts = [self._judge_alone(read) for read in group]
+            taken = time.perf_counter() - start
+            verdicts = [self._judge_alone(read, taken) for read in group]
         each = (time.perf_counter() - start) * 1000.0 / len(group)
         return [
             Assessment(verdict, read.milliseconds + each)
             for verdict, read in zip(verdicts, group, strict=True)
         ]
 
-    def _judge_alone(self, read: _Read) -> Verdict:
+    def _judge_alone(self, read: _Read, taken: float) -> Verdict:
+        """Judges one request, after a run that was in vain took seconds of its time."""
         if read.prompt is None:
             return read.failure or Verdict(Decision.ERROR, math.nan, INPUT)
-        with Deadline(self._timeout) as deadline:
+        with Deadline(read.left - taken) as deadline:
             return self._alone(read.prompt, deadline)
 
 

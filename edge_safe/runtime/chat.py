@@ -20,12 +20,14 @@ from edge_safe.runtime import saved_chat
 from edge_safe.runtime.answer import Answer
 from edge_safe.runtime.calibration import way_in
 from edge_safe.runtime.deadline import Deadline
+from edge_safe.runtime.engine import mendable
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.prompt import Message, check_not_empty, positions
 from edge_safe.runtime.reply import Reply
-from edge_safe.runtime.request import Event, Prompt, Requests, last_reply
+from edge_safe.runtime.request import Event, Prompt, Requests, Steps, last_reply, shown
 from edge_safe.runtime.sampler import Sampling, SamplingSettings
 from edge_safe.runtime.saved_chat import Conversation, Turn
+from edge_safe.runtime.state import Owed
 from edge_safe.runtime.tokens import Untrusted
 from edge_safe.runtime.verdict import Decision, Verdict
 
@@ -34,13 +36,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class _TurnUnderWay:
-    """A turn until it ends; ``before`` holds the lengths of the cache and of the columns."""
+class TurnUnderWay:
+    """A turn until it ends.
 
-    user: Message = field(default_factory=lambda: Message("user"))
+    Attributes:
+        user: What was said, its media encoded.
+        failure: What kept it from being read, so that it cannot be judged.
+        answer: What is answered.
+        verdict: The verdict, once somebody has seen it.
+        before: Lengths of the cache and of the columns in front of it.
+        owed: What an earlier turn owed when it began.
+        ended: Whether the next one may begin.
+    """
+
+    user: Message
+    failure: Exception | None = None
     answer: Answer = field(default_factory=Answer)
     verdict: Verdict | None = None
     before: tuple[int, int] = (0, 0)
+    owed: Owed | None = None
     ended: bool = False
 
 
@@ -123,25 +137,20 @@ class Chat:
         kept = sum(t.columns.nbytes for t in self._turns if t.columns is not None)
         return self._state.size + kept
 
-    def bytes_needed(self, text: str, max_tokens: int, *, pictured: bool = False) -> int:
+    def bytes_needed(self, user: Message, max_tokens: int) -> int:
         """Bytes of keys and values that it holds after another turn, at most.
 
         Args:
-            text: What is said.
+            user: What is said, its media encoded.
             max_tokens: Of the answer.
-            pictured: Whether a picture or a sound comes with it, whose positions are not known
-                before it was encoded: it may then take the whole context.
         """
-        most = self._requests.context_length
-        if not pictured:
-            messages = [*self._system, *(m for turn in self._turns for m in turn.messages)]
-            messages.append(Message("user", [Untrusted(text)]))
-            whole = positions(self._requests.builder.build(messages))
-            refused = sum(t.columns.shape[3] for t in self._turns if t.columns is not None)
-            if self._state.owed is not None:
-                refused += len(self._state.owed.inputs)
-            most = min(most, max(whole, self._seen()) + whole + refused + 1 + max_tokens)
-        return self._state.size_of(most)
+        messages = [*self._system, *(m for turn in self._turns for m in turn.messages), user]
+        whole = positions(self._requests.builder.build(messages))
+        refused = sum(t.columns.shape[3] for t in self._turns if t.columns is not None)
+        if self._state.owed is not None:
+            refused += len(self._state.owed.inputs)
+        most = max(whole, self._seen()) + whole + refused + 1 + max_tokens
+        return self._state.size_of(min(self._requests.context_length, most))
 
     def release(self) -> bool:
         """Gives up keys and values; the next turn computes and judges all of it anew.
@@ -167,6 +176,59 @@ class Chat:
         self._turns = []
         self._restart()
 
+    def read(
+        self,
+        text: str,
+        images: Sequence[ImageInput],
+        audio: AudioInput | None,
+        deadline: Deadline,
+    ) -> TurnUnderWay:
+        """Encodes the media of a turn; ``steps`` answers it. The conversation stays as it is.
+
+        Raises:
+            PromptError: It is empty.
+            MediaError: A picture or sound cannot be used.
+        """
+        said = Message("user", [Untrusted(text)])
+        try:
+            deadline.check()
+            turn = TurnUnderWay(self._requests.attach_media(said, images, audio, deadline))
+        except Exception as error:
+            if mendable(error):
+                raise
+            return TurnUnderWay(said, failure=error)
+        check_not_empty(turn.user)
+        return turn
+
+    def steps(self, turn: TurnUnderWay, sampling: Sampling, deadline: Deadline) -> Steps:
+        """Judges and answers a turn that was read.
+
+        Raises:
+            UsageError: The conversation is answering another one.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise UsageError("This conversation is already answering; begin another one for that.")
+        turn.owed = self._state.owed
+
+        def encode(limit: Deadline) -> Prompt:
+            if turn.failure is not None:
+                raise turn.failure
+            self._settle(limit)
+            prompt = self._prompt(turn.user)
+            turn.before = (self._state.cache.length, self._seen())
+            return prompt
+
+        try:
+            for step in self._requests.steps(encode, self._state, sampling, turn.answer, deadline):
+                if isinstance(step, Verdict):
+                    turn.verdict = step
+                elif isinstance(step, Reply):
+                    # Before the reply goes out: a caller may never ask for what comes after it.
+                    self._end(turn)
+                yield step
+        finally:
+            self._end(turn)
+
     def _stream(
         self,
         text: str,
@@ -177,33 +239,11 @@ class Chat:
         cancel: threading.Event | None,
     ) -> Iterator[Event]:
         """The generator behind ``stream``."""
-        if not self._busy.acquire(blocking=False):
-            raise UsageError("This conversation is already answering; begin another one for that.")
-        turn = _TurnUnderWay()
+        with Deadline(timeout, cancel) as deadline:
+            turn = self.read(text, images, audio, deadline)
+            yield from shown(self.steps(turn, sampling, deadline))
 
-        def encode(deadline: Deadline) -> Prompt:
-            user = Message("user", [Untrusted(text)])
-            turn.user = self._requests.attach_media(user, images, audio, deadline)
-            check_not_empty(turn.user)
-            self._settle(deadline)
-            prompt = self._prompt(turn.user)
-            turn.before = (self._state.cache.length, self._seen())
-            return prompt
-
-        try:
-            for event in self._requests.stream(
-                encode, self._state, sampling, turn.answer, timeout, cancel
-            ):
-                if isinstance(event, Verdict):
-                    turn.verdict = event
-                elif isinstance(event, Reply):
-                    # Before the reply goes out: a caller may never ask for what comes after it.
-                    self._end(turn)
-                yield event
-        finally:
-            self._end(turn)
-
-    def _end(self, turn: _TurnUnderWay) -> None:
+    def _end(self, turn: TurnUnderWay) -> None:
         """Keeps what a turn left behind, once, and lets the next one begin."""
         if turn.ended:
             return
@@ -213,7 +253,7 @@ class Chat:
         finally:
             self._busy.release()
 
-    def _keep(self, turn: _TurnUnderWay) -> None:
+    def _keep(self, turn: TurnUnderWay) -> None:
         """What a turn leaves behind."""
         columns = self._state.columns
         decision = None if turn.verdict is None else turn.verdict.decision
@@ -227,11 +267,12 @@ class Chat:
             past = None if self._state.owed is not None else columns.since(turn.before[1])
             self._turns.append(Turn([], turn.user.modality, past))
         elif decision is Decision.ALLOW:
-            # Nobody took the answer, or the decoder broke: as if it had not been asked.
+            # Nobody took the answer, it was cut off before it began, or the decoder broke: as if
+            # it had not been asked.
             self._state.cache.truncate(turn.before[0])
             if columns is not None:
                 columns.truncate(turn.before[1])
-        elif decision is None:
+        elif decision is None and self._state.owed is not turn.owed:
             # Interrupted before anybody saw a verdict: nothing of it is owed.
             self._state.owed = None
 

@@ -49,7 +49,7 @@ class Decoder:
         self,
         inputs: Inputs,
         cache: KeyValueCache,
-        deadline: Deadline | None = None,
+        deadline: Deadline,
         spans: Sequence[Span] = (),
     ) -> tuple[Array | None, Array]:
         """Reads new positions whose last one is slot T.
@@ -57,7 +57,7 @@ class Decoder:
         Args:
             inputs: Hidden states at layer k, or input embeddings without a gate.
             cache: The model's keys and values; ``cache.length`` stays as it is.
-            deadline: Ends the run early, where a verdict still depends on it.
+            deadline: Ends the run early.
             spans: New positions that see each other, without slot T.
 
         Returns:
@@ -65,28 +65,28 @@ class Decoder:
             logits of the ``final`` stage.
 
         Raises:
-            GateError: The deadline passed.
+            GateError: The request is over.
         """
         logits = np.empty((1, 1, self.vocab_size), np.float32)
         verdict = np.empty((1, 2), np.float32)
         for start, end in chunks(len(inputs), spans=spans):
-            if deadline is not None:
-                deadline.check()
+            deadline.check()
             logits[:] = verdict[:] = np.nan
             binding = Chunk(inputs, start, end, spans).bind(self._prefill, self.source, cache)
             cache.bind(binding, self.layers)
             if "logits" in self._prefill.outputs:
                 binding.output("logits", logits)
             binding.output("verdict_logits", verdict)
-            binding.run(deadline.abort if deadline is not None else None)
+            binding.run(deadline.abort)
         return (logits if "logits" in self._prefill.outputs else None), verdict
 
-    def read_slot(self, inputs: Inputs, cache: KeyValueCache) -> Array:
+    def read_slot(self, inputs: Inputs, cache: KeyValueCache, deadline: Deadline) -> Array:
         """Reads slot T once more, through the graph for single tokens, which has lm_head.
 
         Args:
             inputs: As they were given to ``prefill``, after which this is called.
             cache: Likewise.
+            deadline: Ends the run early.
 
         Returns:
             (1, 1, V) logits at slot T.
@@ -97,7 +97,7 @@ class Decoder:
         cache.bind(binding, self.layers)
         binding.output("logits", logits)
         binding.output("verdict_logits", np.empty((1, 2), np.float32))
-        binding.run()
+        binding.run(deadline.abort)
         return logits
 
 

@@ -58,10 +58,13 @@ class Judged:
 
 def failed(error: Exception, stage: str, deadline: Deadline) -> Verdict:
     """The verdict for a request that something kept from being judged."""
-    reason = str(error) or type(error).__name__
-    if deadline.passed:
-        reason = "the time for a verdict is over"
+    reason = deadline.over or str(error) or type(error).__name__
     return Verdict(Decision.ERROR, math.nan, stage, reason=reason)
+
+
+def mendable(error: Exception) -> bool:
+    """Whether the caller can mend what went wrong, who is told then; all else is a verdict."""
+    return isinstance(error, EdgeSafeError) and not isinstance(error, GateError)
 
 
 class Engine:
@@ -207,7 +210,7 @@ class Engine:
         try:
             judged = self._judge(inputs, state, stages, policy, deadline, modality, spans, leading)
         except Exception as error:
-            if isinstance(error, EdgeSafeError) and not isinstance(error, GateError):
+            if mendable(error):
                 state.rewind(before)
                 raise
             judged = Judged(failed(error, stages[0], deadline))
@@ -230,7 +233,7 @@ class Engine:
         follows is judged over all of it all the same.
 
         Raises:
-            GateError: The deadline passed, or the run failed; it is still owed then.
+            GateError: The request is over, or the run failed; it is still owed then.
         """
         owed, gate = state.owed, self._gate()
         if owed is None or gate is None or state.columns is None:
@@ -302,20 +305,23 @@ class Engine:
                 verdicts.append(failed(error, "gate", deadline))
         return verdicts
 
-    def open(self, judged: Judged, state: State) -> Array:
+    def open(self, judged: Judged, state: State, deadline: Deadline) -> Array:
         """Runs the decoder over an allowed prompt, unless the verdict already needed it.
 
         Returns:
             (V,) logits of the first answer token.
+
+        Raises:
+            GateError: The prompt was not allowed, or the request is over.
         """
         logits = judged.logits
         if logits is None:
             if judged.states is None:
                 raise GateError("the prompt was not allowed, it cannot be answered")
             decoder = self._decoder()
-            logits, _ = decoder.prefill(judged.states, state.cache, spans=judged.spans)
+            logits, _ = decoder.prefill(judged.states, state.cache, deadline, judged.spans)
             if logits is None:
-                logits = decoder.read_slot(judged.states, state.cache)
+                logits = decoder.read_slot(judged.states, state.cache, deadline)
             state.cache.extend(len(judged.states), judged.states.span)
             judged.states, judged.logits = None, logits
             self._keep(judged.beginning, state, range(self._manifest.model.layers))
@@ -389,7 +395,7 @@ class Engine:
         self._keep(beginning, state, range(self._manifest.model.layers))
         if verdict.decision is Decision.ALLOW:
             if logits is None:
-                logits = decoder.read_slot(states, state.cache)
+                logits = decoder.read_slot(states, state.cache, deadline)
             state.cache.extend(len(states), states.span)
         return Judged(verdict, None, logits)
 

@@ -114,7 +114,7 @@ class Gate:
                 there are no columns then.
 
         Raises:
-            GateError: The deadline passed.
+            GateError: The request is over.
         """
         total = len(inputs)
         states: list[Array | Buffer] = []

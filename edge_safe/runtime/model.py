@@ -188,7 +188,7 @@ class SafeModel:
             audio: A sound that belongs to it.
             system: A system text.
             timeout: Seconds until the decision is ``error``, or an answer is cut off.
-            cancel: Ends the answer when set.
+            cancel: The same at once when set, from any thread.
             **sampling: The fields of ``Sampling``.
 
         Raises:
@@ -271,8 +271,9 @@ class SafeModel:
         Args:
             requests: Read a few hundred ahead, so that they may be many.
             workers: Threads; None takes one a core on the CPU, and one elsewhere.
-            timeout: Seconds for reading a request and for a run; without a verdict by then the
-                decision is ``error``.
+            timeout: Seconds of work on one request: reading it, the run it is judged in, and one
+                of its own where that fails; without a verdict by then the decision is ``error``.
+                What a request waits for others does not count.
 
         Yields:
             The assessments in the requests' order. A request that cannot be read gets the decision
@@ -344,17 +345,20 @@ class SafeModel:
     ) -> Iterator[Event]:
         """The generator behind ``stream``."""
         from edge_safe.runtime.answer import Answer
+        from edge_safe.runtime.deadline import Deadline
+        from edge_safe.runtime.request import shown
 
         state = self._take()
         try:
-            yield from self._requests.stream(
-                lambda deadline: self._encode(prompt, images, audio, system, deadline),
-                state,
-                sampling,
-                Answer(),
-                timeout,
-                cancel,
-            )
+            with Deadline(timeout, cancel) as deadline:
+                steps = self._requests.steps(
+                    lambda limit: self._encode(prompt, images, audio, system, limit),
+                    state,
+                    sampling,
+                    Answer(),
+                    deadline,
+                )
+                yield from shown(steps)
         finally:
             self._give_back(state)
 

@@ -26,7 +26,8 @@ class Timing:
     """Wall-clock times; None for what did not happen.
 
     Attributes:
-        encode_ms: Template, tokens, towers and embeddings.
+        encode_ms: Template, tokens, towers and embeddings; with a scheduler also what the request
+            waited for memory.
         verdict_ms: From the request to the verdict, encoding included.
         first_token_ms: From the request to the first answer token.
         decode_tokens_per_second: Rate of the tokens after the first one.

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from edge_safe.errors import EdgeSafeError, GateError, PromptError
+from edge_safe.errors import GateError, PromptError
 from edge_safe.runtime.answer import Answer
 from edge_safe.runtime.bundle import Bundle
 from edge_safe.runtime.calibration import Modality, way_in
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.engine import Engine, Judged, failed
+from edge_safe.runtime.engine import Engine, Judged, failed, mendable
 from edge_safe.runtime.families.base import Family
 from edge_safe.runtime.inputs import Inputs, join
 from edge_safe.runtime.manifest import Bidirectional
@@ -39,6 +39,12 @@ from edge_safe.runtime.verdict import Decision, Verdict
 
 Event = Verdict | str | Reply
 """What a stream yields: the verdict, pieces of the answer, and the reply as the last one."""
+
+Steps = Generator[Event, None, None]
+"""A stream with an empty piece for every token that has no text as yet.
+
+Between two steps nothing is computed, so that others may.
+"""
 
 
 @dataclass(slots=True)
@@ -107,7 +113,7 @@ class Requests:
 
         Raises:
             MediaError: A picture or sound cannot be used.
-            GateError: The deadline passed, or a tower failed.
+            GateError: The request is over, or a tower failed.
         """
         media = self._family.media(images, audio, deadline)
         # A picture without a word in it came in as a picture all the same.
@@ -177,15 +183,14 @@ class Requests:
                 f"takes at most {self.context_length - 2}. Shorten it."
             )
 
-    def stream(
+    def steps(
         self,
         encode: Callable[[Deadline], Prompt],
         state: State,
         sampling: Sampling,
         answer: Answer,
-        timeout: float | None,
-        cancel: threading.Event | None,
-    ) -> Iterator[Event]:
+        deadline: Deadline,
+    ) -> Steps:
         """Runs one request.
 
         Args:
@@ -193,37 +198,34 @@ class Requests:
             state: The caches; moved on by the prompt and the answer.
             sampling: How to answer.
             answer: Filled while decoding.
-            timeout: Seconds. Without a verdict by then the decision is ``error``; an answer that
-                is under way is cut off.
-            cancel: Ends the answer when set.
+            deadline: Without a verdict by then the decision is ``error``; an answer that is under
+                way is cut off.
 
         Yields:
-            The verdict, pieces of text, and the reply.
+            The verdict, a piece of text for every token, and the reply.
         """
-        started = time.perf_counter()
-        with Deadline(timeout) as deadline:
-            prompt, judged, encoded = self.judge(encode, state, deadline)
-            verdict = judged.verdict
-            timing = Timing(
-                encode_ms=(encoded - started) * 1000.0,
-                verdict_ms=(time.perf_counter() - started) * 1000.0,
-                first_token_ms=None,
-                decode_tokens_per_second=None,
-                total_ms=0.0,
+        started = deadline.started
+        prompt, judged, encoded = self.judge(encode, state, deadline)
+        verdict = judged.verdict
+        timing = Timing(
+            encode_ms=(encoded - started) * 1000.0,
+            verdict_ms=(time.perf_counter() - started) * 1000.0,
+            first_token_ms=None,
+            decode_tokens_per_second=None,
+            total_ms=0.0,
+        )
+        yield verdict
+        if verdict.decision is Decision.ALLOW and prompt is not None:
+            yield from answer.decode(
+                self.engine,
+                self._tokens,
+                self.bundle.manifest,
+                judged,
+                state,
+                sampling,
+                prompt.ids,
+                deadline,
             )
-            yield verdict
-            if verdict.decision is Decision.ALLOW and prompt is not None:
-                yield from answer.decode(
-                    self.engine,
-                    self._tokens,
-                    self.bundle.manifest,
-                    judged,
-                    state,
-                    sampling,
-                    prompt.ids,
-                    deadline,
-                    cancel,
-                )
         yield self._reply(verdict, prompt, answer, timing, started)
 
     def judge(
@@ -238,10 +240,10 @@ class Requests:
             The prompt, None where encoding broke; its verdict; when encoding ended.
         """
         try:
+            deadline.check()
             prompt = encode(deadline)
         except Exception as error:
-            # What the caller can mend reaches the caller; all else is a verdict.
-            if isinstance(error, EdgeSafeError) and not isinstance(error, GateError):
+            if mendable(error):
                 raise
             stage = self.engine.stages(self.policy)[0]
             return None, Judged(failed(error, stage, deadline)), time.perf_counter()
@@ -303,6 +305,14 @@ class Requests:
                 total_ms=(time.perf_counter() - started) * 1000.0,
             ),
         )
+
+
+def shown(steps: Steps) -> Iterator[Event]:
+    """What a caller sees of a request's steps."""
+    with closing(steps):
+        for step in steps:
+            if step != "":
+                yield step
 
 
 def last_reply(events: Iterable[Event]) -> Reply:

@@ -1,23 +1,26 @@
 """Several conversations on one device: a token each in turn, within bounded memory.
 
-Keys and values are what a conversation costs. A turn is begun when there is room for all that it
+Keys and values are what a conversation costs. A turn is judged when there is room for all that it
 may need; conversations that are not answering give theirs up when others need it, the one that has
 been idle for longest first, and compute it anew at their next turn.
+
+What computes in one go is a turn's pictures and sound, its verdict, its first token with what is
+left of reading the prompt, and then every token.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from edge_safe.errors import PromptError, UsageError
-from edge_safe.runtime.chat import Chat
+from edge_safe.runtime.chat import Chat, TurnUnderWay
+from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.media import AudioInput, ImageInput
 from edge_safe.runtime.reply import Reply
 from edge_safe.runtime.request import Event, Requests, last_reply
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 MEGABYTE = 2**20
+
+# Nobody tells of a conversation that is forgotten, which gives its memory back.
+_LOOK_AGAIN = 0.05
 
 
 class Scheduler:
@@ -41,7 +47,7 @@ class Scheduler:
         self._requests = requests
         self._budget = memory_mb * MEGABYTE
         self._room = threading.Condition()
-        self._waiting: deque[object] = deque()
+        self._waiting: deque[Chat] = deque()  # the first one has read its turn, or reads it
         self._reserved: dict[Chat, int] = {}  # of turns under way
         self._idle: weakref.WeakKeyDictionary[Chat, float] = weakref.WeakKeyDictionary()
         self._turns = _Turns()
@@ -89,24 +95,15 @@ class Scheduler:
     ) -> Iterator[Event]:
         """Like ``Chat.stream``, when there is room, and a token at a time in turn with others.
 
-        The time that is waited counts. Without room by ``timeout``, or by the time ``cancel`` is
-        set, the decision is ``error``. What it reserved is free for others as soon as the answer
-        ends, is cancelled, or nobody asks for more of it.
+        The time that is waited counts, and so does that for pictures and sound. Without room by
+        ``timeout``, or by the time ``cancel`` is set, the decision is ``error``. What it reserved
+        is free for others as soon as the answer ends, is cancelled, or nobody asks for more of it.
 
         Raises:
             UsageError: The conversation is already answering.
             PromptError: The turn needs more memory than all conversations may take.
         """
-        settings = Sampling(**sampling)
-        pictured = bool(len(images)) or audio is not None
-        needed = chat.bytes_needed(text, settings.max_tokens, pictured=pictured)
-        if needed > self._budget:
-            raise PromptError(
-                f"This turn may need {needed / MEGABYTE:.1f} MB of keys and values; all "
-                f"conversations together may take {self._budget / MEGABYTE:.1f} MB. Lower "
-                "max_tokens, shorten the conversation, or give the scheduler more memory."
-            )
-        return self._stream(chat, text, images, audio, timeout, cancel, needed, sampling)
+        return self._stream(chat, text, images, audio, timeout, cancel, Sampling(**sampling))
 
     def _stream(
         self,
@@ -116,73 +113,94 @@ class Scheduler:
         audio: AudioInput | None,
         timeout: float | None,
         cancel: threading.Event | None,
-        needed: int,
-        sampling: SamplingSettings,
+        sampling: Sampling,
     ) -> Iterator[Event]:
         """The generator behind ``stream``."""
-        end = math.inf if timeout is None else time.monotonic() + timeout
-        admitted = self._wait(chat, needed, end, cancel)
-        events: Iterator[Event] | None = None
-        try:
-            while True:
-                with self._turns.take():
-                    if events is None:
-                        left = None if timeout is None else max(0.0, end - time.monotonic())
-                        stopped = cancel is not None and cancel.is_set()
-                        events = chat.stream(
-                            text,
-                            images=images,
-                            audio=audio,
-                            # Without room there is no time for a verdict, which fails closed.
-                            timeout=left if admitted and not stopped else 0.0,
-                            cancel=cancel,
-                            **sampling,
-                        )
-                    event = next(events, None)
-                if event is None:
-                    return
-                yield event
-        finally:
+        with Deadline(timeout, cancel, self._turns.wake) as deadline:
+            turn = self._begin(chat, text, images, audio, sampling.max_tokens, deadline)
             try:
-                if events is not None:
-                    events.close()  # type: ignore[attr-defined]  # it is a generator
+                with closing(chat.steps(turn, sampling, deadline)) as steps:
+                    while True:
+                        with self._turns.take(deadline):
+                            step = next(steps, None)
+                        if step is None:
+                            return
+                        if step != "":
+                            yield step
             finally:
-                if admitted:
-                    self._leave(chat)
+                self._leave(chat)
 
-    def _wait(self, chat: Chat, needed: int, end: float, cancel: threading.Event | None) -> bool:
-        """Reserves memory, first come, first served; False if it did not come in time."""
-        ticket = object()
+    def _begin(
+        self,
+        chat: Chat,
+        text: str,
+        images: Sequence[ImageInput],
+        audio: AudioInput | None,
+        max_tokens: int,
+        deadline: Deadline,
+    ) -> TurnUnderWay:
+        """Reads a turn and reserves its memory, first come, first served.
+
+        Only the first in line reads, so that no more than one turn's embeddings wait for memory.
+        Where the deadline comes first nothing is reserved, and it sees to it that nothing is
+        judged.
+
+        Raises:
+            UsageError: The conversation is already answering.
+            PromptError: The turn needs more memory than all conversations may take.
+        """
         with self._room:
-            if chat in self._reserved:
+            if chat in self._reserved or chat in self._waiting:
                 raise UsageError("This conversation is already answering; begin another one.")
-            self._waiting.append(ticket)
-            try:
-                while True:
-                    if cancel is not None and cancel.is_set():
-                        return False
-                    if self._waiting[0] is ticket and self._make_room(chat, needed):
-                        self._reserved[chat] = needed
-                        return True
-                    left = end - time.monotonic()
-                    if left <= 0:
-                        return False
-                    # Nobody tells of a cancel that is set.
-                    self._room.wait(min(left, 0.05))
-            finally:
-                self._waiting.remove(ticket)
+            self._waiting.append(chat)
+        try:
+            self._wait(lambda: self._waiting[0] is chat, deadline)
+            # Words alone are nothing to compute.
+            pictured = bool(len(images)) or audio is not None
+            with self._turns.take(deadline) if pictured else nullcontext():
+                turn = chat.read(text, images, audio, deadline)
+            if turn.failure is None:
+                needed = chat.bytes_needed(turn.user, max_tokens)
+                self._check_budget(needed)
+                self._wait(lambda: self._make_room(chat, needed), deadline)
+            return turn
+        finally:
+            with self._room:
+                self._waiting.remove(chat)
                 self._room.notify_all()
 
+    def _check_budget(self, needed: int) -> None:
+        """Turns away what can never fit.
+
+        Raises:
+            PromptError: It needs more than all conversations may take.
+        """
+        if needed > self._budget:
+            raise PromptError(
+                f"This turn may need {needed / MEGABYTE:.1f} MB of keys and values; all "
+                f"conversations together may take {self._budget / MEGABYTE:.1f} MB. Lower "
+                "max_tokens, shorten the conversation, or give the scheduler more memory."
+            )
+
+    def _wait(self, ready: Callable[[], bool], deadline: Deadline) -> None:
+        """Waits until something is so, or the deadline comes."""
+        with self._room:
+            while deadline.over is None and not ready():
+                self._room.wait(_LOOK_AGAIN)
+
     def _make_room(self, chat: Chat, needed: int) -> bool:
-        """Whether a turn fits, after idle conversations gave up what it lacks."""
-        if chat in self._reserved or needed + sum(self._reserved.values()) > self._budget:
+        """Reserves what a turn needs if it fits, after idle conversations gave up what it lacks."""
+        if needed + sum(self._reserved.values()) > self._budget:
             return False
         others = [one for one in self._idle if one is not chat and one not in self._reserved]
         for other in sorted(others, key=lambda one: self._idle[one]):
             if self._held(without=chat) + needed <= self._budget:
                 break
             other.release()
-        return self._held(without=chat) + needed <= self._budget
+        fits = self._held(without=chat) + needed <= self._budget
+        if fits:
+            self._reserved[chat] = needed
+        return fits
 
     def _held(self, without: Chat | None = None) -> int:
         """Bytes of all conversations but one: reserved by those under way, held by the others."""
@@ -192,9 +210,10 @@ class Scheduler:
         )
 
     def _leave(self, chat: Chat) -> None:
-        """Gives back what a turn reserved."""
+        """Gives back what a turn reserved, if it did."""
         with self._room:
-            del self._reserved[chat]
+            if self._reserved.pop(chat, None) is None:
+                return
             self._idle[chat] = time.monotonic()
             self._room.notify_all()
 
@@ -207,13 +226,18 @@ class _Turns:
         self._queue: deque[object] = deque()
 
     @contextmanager
-    def take(self) -> Iterator[None]:
-        """Waits for its turn; the next one's begins when the block ends."""
+    def take(self, deadline: Deadline) -> Iterator[None]:
+        """Waits for its turn; the next one's begins when the block ends.
+
+        Whose deadline has come goes on at once, since nothing is computed for it any more.
+        """
         ticket = object()
         try:
             with self._changed:
                 self._queue.append(ticket)
-                self._changed.wait_for(lambda: self._queue[0] is ticket)
+                self._changed.wait_for(
+                    lambda: self._queue[0] is ticket or deadline.over is not None
+                )
             yield
         finally:
             # Whoever is interrupted while waiting must not stand in the way of the others.
@@ -221,3 +245,8 @@ class _Turns:
                 if ticket in self._queue:
                     self._queue.remove(ticket)
                 self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Lets those who wait look at their deadlines."""
+        with self._changed:
+            self._changed.notify_all()

@@ -109,9 +109,10 @@ def _run(
     session: Session, feeds: Mapping[str, Array], deadline: Deadline | None
 ) -> dict[str, Array]:
     """Runs a graph unless the time is over."""
-    if deadline is not None:
-        deadline.check()
-    return session.run(feeds)
+    if deadline is None:
+        return session.run(feeds)
+    deadline.check()
+    return session.run(feeds, deadline.abort)
 
 
 def _empty_caches(heard: Mapping[str, Array]) -> dict[str, Array]:

@@ -37,6 +37,14 @@ def test_a_second_turn_stands_on_the_first(talk) -> None:
     assert after_reset["p_unsafe"] == pytest.approx(alone["p_unsafe"], abs=1e-6)
 
 
+def test_every_turn_has_its_own_time(talk) -> None:
+    late = talk("Hello.", "And now?", options=("--timeout", "1e-6", "--json"))
+    assert late.code == 0
+    assert [turn["decision"] for turn in late.document["turns"]] == ["error", "error"]
+    turns = talk("Hello.", "And now?", options=("--timeout", "60", "--json")).document["turns"]
+    assert [turn["decision"] for turn in turns] == ["allow", "allow"]
+
+
 def test_quit_ends_it(talk) -> None:
     assert len(talk("Hello.", "/quit", "And now?").document["turns"]) == 1
 

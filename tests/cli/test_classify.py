@@ -63,6 +63,17 @@ def test_a_row_that_cannot_be_judged_is_an_error_of_its_own(
     assert [error["id"] for error in result.document["errors"]] == [2, 3]
 
 
+def test_a_row_without_a_verdict_in_time_is_an_error(
+    cli, tiny_bundle, data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    result = cli(
+        "classify", tiny_bundle, "--input", data, "--output", output, "--timeout", "1e-6", "--json"
+    )
+    assert result.code == 0
+    assert result.document["decisions"]["error"] == len(PROMPTS)
+
+
 def test_a_second_run_goes_on_after_a_torn_line(
     cli, tiny_bundle, data: Path, tmp_path: Path
 ) -> None:

@@ -70,6 +70,25 @@ def test_a_gate_that_cannot_decide_ends_with_code_4_and_no_text(cli, broken_gate
     assert result.document["refusal"] is None
 
 
+def test_without_a_verdict_in_time_it_ends_with_code_4(cli, tiny_bundle, allow) -> None:
+    arguments = ("run", tiny_bundle, "Hello.", "--policy", allow, "--max-tokens", 2, "--json")
+    late = cli(*arguments, "--timeout", "1e-6")
+    assert late.code == 4
+    assert (late.document["decision"], late.document["text"]) == ("error", None)
+    assert "time for a verdict is over" in late.err
+    assert cli(*arguments, "--timeout", 60).code == 0
+
+
+@pytest.mark.parametrize("verb", ["run", "chat", "classify"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
+def test_no_time_at_all_is_wrong_usage(cli, verb: str, seconds: str, tmp_path: Path) -> None:
+    words = {"run": ["Hello."], "classify": ["--input", "a", "--output", "b"]}.get(verb, [])
+    result = cli(verb, tmp_path, *words, "--timeout", seconds, "--json")
+    assert result.code == 2
+    assert result.document["error"]["type"] == "UsageError"
+    assert "--timeout" in result.err
+
+
 def test_words_go_to_stdout_and_the_verdict_to_stderr(cli, tiny_bundle, allow) -> None:
     arguments = ("run", tiny_bundle, "Hello.", "--policy", allow, "--max-tokens", 5)
     text = cli(*arguments, "--json").document["text"]

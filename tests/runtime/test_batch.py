@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edge_safe.errors import GateError
 from edge_safe.runtime import batch
-from edge_safe.runtime.batch import AssessRequest
+from edge_safe.runtime.batch import AssessRequest, Batches
+from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.model import SafeModel
 from edge_safe.runtime.policy import Policy
+from edge_safe.runtime.request import Prompt
 from edge_safe.runtime.verdict import Decision, Verdict
 from tests.runtime.conftest import allow_all
 
@@ -99,6 +103,63 @@ def test_a_gate_that_gives_no_number_lets_nothing_pass(broken_gate_folder: Path)
 def test_without_time_there_is_no_verdict(model: SafeModel) -> None:
     found = judged(model, [AssessRequest(text) for text in TEXTS[:4]], timeout=0.0)
     assert all(verdict.decision is Decision.ERROR for verdict in found)
+
+
+def test_reading_and_judging_share_one_time(model: SafeModel) -> None:
+    left: list[float] = []
+
+    def encode(request: AssessRequest, deadline: Deadline) -> Prompt:
+        time.sleep(0.2)
+        return model._encode(request.prompt, (), None, None, deadline)
+
+    def alone(prompt: Prompt, deadline: Deadline) -> Verdict:
+        left.append(deadline.left)
+        return model._judge_alone(prompt, deadline)
+
+    (found,) = Batches(model._requests, encode, alone, 1, 60.0).assess([AssessRequest("Hello.")])
+    assert found.verdict.decision is Decision.ALLOW
+    assert left[0] < 59.8
+    (late,) = Batches(model._requests, encode, alone, 1, 0.1).assess([AssessRequest("Hello.")])
+    assert late.verdict.decision is Decision.ERROR
+    assert late.verdict.reason == "the time for a verdict is over"
+
+
+def test_a_run_in_vain_counts_for_those_that_were_in_it(
+    model: SafeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, left = model.engine.judge_together, []
+
+    def slow(prompts: list, policy: Policy, deadline: Deadline) -> list[Verdict]:
+        time.sleep(0.2)
+        together(prompts, policy, deadline)
+        raise GateError("one of them broke it")
+
+    def alone(prompt: Prompt, deadline: Deadline) -> Verdict:
+        left.append(deadline.left)
+        return model._judge_alone(prompt, deadline)
+
+    def encode(request: AssessRequest, deadline: Deadline) -> Prompt:
+        return model._encode(request.prompt, (), None, None, deadline)
+
+    monkeypatch.setattr(model.engine, "judge_together", slow)
+    batches = Batches(model._requests, encode, alone, 1, 60.0)
+    found = list(batches.assess([AssessRequest("Hello."), AssessRequest("Tell me of boats.")]))
+    assert [one.verdict.decision for one in found] == [Decision.ALLOW] * 2
+    assert len(left) == 2
+    assert max(left) < 59.8
+
+
+def test_who_has_no_time_left_takes_none_from_the_others(model: SafeModel) -> None:
+    def encode(request: AssessRequest, deadline: Deadline) -> Prompt:
+        # One of them has used all but a moment of its time when the run begins.
+        if request.prompt == TEXTS[0]:
+            time.sleep(max(0.0, deadline.left - 0.001))
+        return model._encode(request.prompt, (), None, None, deadline)
+
+    batches = Batches(model._requests, encode, model._judge_alone, 1, 1.0)
+    slow, quick = batches.assess([AssessRequest(TEXTS[0]), AssessRequest(TEXTS[2])])
+    assert slow.verdict.decision is Decision.ERROR
+    assert quick.verdict.decision is Decision.ALLOW
 
 
 def test_requests_are_not_read_far_ahead(model: SafeModel, monkeypatch: pytest.MonkeyPatch) -> None:

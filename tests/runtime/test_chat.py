@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -216,3 +217,41 @@ def test_a_bundle_without_a_gate_can_chat(gateless_folder: Path) -> None:
     answers = [reply.text or "" for reply in replies[:-1]]
     whole = model.generate(one_shot(model, ASKED, answers), max_tokens=1)
     assert replies[-1].verdict.p_unsafe == pytest.approx(whole.verdict.p_unsafe, abs=1e-5)
+
+
+def test_an_answer_cut_off_before_it_began_was_not_asked(model: SafeModel) -> None:
+    chat, clean = model.chat(), model.chat()
+    for conversation in (chat, clean):
+        conversation.send(ASKED[0], max_tokens=6)
+    cancel = threading.Event()
+    events = chat.stream(ASKED[2], max_tokens=6, cancel=cancel)
+    next(events)
+    cancel.set()
+    assert [event.finish_reason for event in events] == ["cancelled"]
+    assert positions(chat) == positions(clean)
+    told, expected = chat.send(ASKED[1], max_tokens=6), clean.send(ASKED[1], max_tokens=6)
+    assert told.text == expected.text
+    assert told.verdict.p_unsafe == pytest.approx(expected.verdict.p_unsafe, abs=1e-6)
+
+
+def test_a_turn_cancelled_before_its_verdict_leaves_nothing(model: SafeModel) -> None:
+    chat = model.chat()
+    chat.send(ASKED[0], max_tokens=6)
+    before, cancel = positions(chat), threading.Event()
+    cancel.set()
+    reply = chat.send(ASKED[1], cancel=cancel)
+    assert (reply.verdict.decision, reply.text) == (Decision.ERROR, None)
+    assert positions(chat) == before
+    assert chat.send(ASKED[1], max_tokens=2).verdict.decision is Decision.ALLOW
+
+
+def test_a_refused_turn_is_seen_even_if_a_useless_one_follows(early_folder: Path) -> None:
+    model = SafeModel.load(early_folder, threads=1, policy=Policy(early_threshold=0.0))
+    chat, clean = model.chat(), model.chat()
+    for conversation in (chat, clean):
+        assert conversation.send(ASKED[0]).verdict.decision is Decision.REFUSE
+        assert conversation._state.owed is not None
+    with pytest.raises(PromptError):
+        chat.send("")
+    told, expected = chat.send(ASKED[1]), clean.send(ASKED[1])
+    assert told.verdict.p_unsafe == expected.verdict.p_unsafe

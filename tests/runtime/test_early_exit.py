@@ -165,7 +165,9 @@ def test_decoded_tokens_have_the_columns_of_tokens_that_were_read(early_folder: 
     policy = Policy(thresholds={"gate": 1.0})
     ids, tail = [7, 8, 9, 10, 11], [12, 13, 14]
     state = engine.new_state()
-    engine.open(engine.judge(engine.embed(ids), state, policy, Deadline(None)), state)
+    engine.open(
+        engine.judge(engine.embed(ids), state, policy, Deadline(None)), state, Deadline(None)
+    )
     step = engine.stepper(state)
     for token in tail:
         step(token)
@@ -185,7 +187,9 @@ def test_columns_that_could_not_be_made_are_still_owed(early_folder: Path) -> No
     engine = Engine(open_bundle(early_folder, threads=1))
     state = engine.new_state()
     never = Policy(thresholds={"gate": 1.0})
-    engine.open(engine.judge(engine.embed([7, 8, 9]), state, never, Deadline(None)), state)
+    engine.open(
+        engine.judge(engine.embed([7, 8, 9]), state, never, Deadline(None)), state, Deadline(None)
+    )
     step = engine.stepper(state)
     for token in (12, 13):
         step(token)

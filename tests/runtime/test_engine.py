@@ -75,17 +75,19 @@ def test_chunks_cannot_change_verdict_or_answer(
 ) -> None:
     whole_state = engine.new_state()
     whole = engine.judge(engine.embed(ids), whole_state, ALLOW, Deadline(None))
-    expected = engine.open(whole, whole_state)
+    expected = engine.open(whole, whole_state, Deadline(None))
     monkeypatch.setattr(prefill.chunks, "__defaults__", (size, ()))
     state = engine.new_state()
     judged = engine.judge(engine.embed(ids), state, ALLOW, Deadline(None))
     assert judged.verdict.p_unsafe == pytest.approx(whole.verdict.p_unsafe, abs=1e-5)
-    np.testing.assert_allclose(engine.open(judged, state), expected, atol=1e-4)
+    np.testing.assert_allclose(engine.open(judged, state, Deadline(None)), expected, atol=1e-4)
 
 
 def test_decoding_equals_reading_all_at_once(engine: Engine, ids: np.ndarray) -> None:
     state = engine.new_state()
-    engine.open(engine.judge(engine.embed(ids), state, ALLOW, Deadline(None)), state)
+    engine.open(
+        engine.judge(engine.embed(ids), state, ALLOW, Deadline(None)), state, Deadline(None)
+    )
     step = engine.stepper(state)
     tail = [11, 12, 13, 14]
     stepped = [step(token).copy() for token in tail][-1]
@@ -94,7 +96,7 @@ def test_decoding_equals_reading_all_at_once(engine: Engine, ids: np.ndarray) ->
     embeds = engine.embed([*ids, 3, *tail])
     whole_state.cache.reserve(len(embeds))
     passage = engine._gate().prefill(embeds, whole_state.cache, whole_state.columns, Deadline(None))
-    logits, _ = engine._decoder().prefill(passage.states(), whole_state.cache)
+    logits, _ = engine._decoder().prefill(passage.states(), whole_state.cache, Deadline(None))
     np.testing.assert_allclose(stepped, logits[0, 0], atol=1e-4)
     np.testing.assert_allclose(state.columns.view(), whole_state.columns.view(), atol=1e-4)
 
@@ -105,7 +107,9 @@ def test_caches_that_grow_keep_what_they_hold(engine: Engine) -> None:
     for reserved in (0, 600):
         state = engine.new_state()
         state.cache.reserve(reserved)
-        engine.open(engine.judge(engine.embed(ids), state, ALLOW, Deadline(None)), state)
+        engine.open(
+            engine.judge(engine.embed(ids), state, ALLOW, Deadline(None)), state, Deadline(None)
+        )
         step = engine.stepper(state)
         answers.append([int(step(9).argmax()) for _ in range(20)])
     assert answers[0] == answers[1]
@@ -136,7 +140,7 @@ def test_a_refused_prompt_cannot_be_opened(engine: Engine, ids: np.ndarray) -> N
     refused = engine.judge(embeds, state, Policy(stages=("gate", "final")), Deadline(None))
     refused.states = refused.logits = None
     with pytest.raises(GateError, match="not allowed"):
-        engine.open(refused, state)
+        engine.open(refused, state, Deadline(None))
 
 
 def test_refused_columns_count_in_the_next_verdict(engine: Engine, ids: np.ndarray) -> None:
@@ -171,7 +175,7 @@ def test_a_bundle_without_a_gate_has_the_final_stage(
     judged = engine.judge(engine.embed(ids), state, Policy(), Deadline(None))
     assert judged.verdict.stage == "final"
     vocab_size = bundle.manifest.model.vocab_size
-    assert engine.open(judged, state).shape == (vocab_size,)
+    assert engine.open(judged, state, Deadline(None)).shape == (vocab_size,)
 
 
 def test_a_gate_that_gives_nan_cannot_decide(broken_gate_folder: Path, ids: np.ndarray) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edge_safe.errors import MediaError, PromptError, UsageError
+from edge_safe.runtime.decoder import Decoder
+from edge_safe.runtime.gate import Gate, Passage
 from edge_safe.runtime.model import SafeModel
 from edge_safe.runtime.policy import Policy
 from edge_safe.runtime.reply import Reply
@@ -143,6 +147,75 @@ def test_a_set_event_cancels_the_answer(model: SafeModel) -> None:
     assert isinstance(reply, Reply)
     assert reply.finish_reason == "cancelled"
     assert reply.usage.completion_tokens < 50
+
+
+def test_who_cancels_before_the_verdict_gets_none_and_nothing_runs(model: SafeModel) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    before = model.run_counts()
+    reply = model.generate("hello", cancel=cancel)
+    assert (reply.verdict.decision, reply.text) == (Decision.ERROR, None)
+    assert reply.verdict.reason == "the request was cancelled"
+    assert reply.finish_reason == "error"
+    assert model.run_counts() == before
+
+
+def test_cancelling_reaches_the_gate(model: SafeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    cancel = threading.Event()
+    judge = Gate.prefill
+
+    def cancelled(*arguments: Any, **options: Any) -> Passage:
+        cancel.set()
+        return judge(*arguments, **options)
+
+    monkeypatch.setattr(Gate, "prefill", cancelled)
+    before = model.run_counts()["gate"]
+    reply = model.generate("hello", cancel=cancel)
+    assert reply.verdict.reason == "the request was cancelled"
+    assert model.run_counts()["gate"] == before
+
+
+@pytest.mark.parametrize("way", ["timeout", "cancel"])
+def test_an_answer_is_cut_off_before_its_first_token(model: SafeModel, way: str) -> None:
+    cancel = threading.Event()
+    timeout = 0.5 if way == "timeout" else None
+    events = model.stream("hello", timeout=timeout, cancel=cancel)
+    verdict = next(events)
+    assert isinstance(verdict, Verdict)
+    assert verdict.decision is Decision.ALLOW
+    before = model.run_counts()["decoder"]
+    if way == "cancel":
+        cancel.set()
+    else:
+        time.sleep(0.6)
+    (reply,) = events
+    assert isinstance(reply, Reply)
+    assert (reply.text, reply.finish_reason) == ("", "cancelled")
+    assert reply.timing.first_token_ms is None
+    assert model.run_counts()["decoder"] == before
+
+
+def test_a_deadline_reaches_what_the_answer_reads_first(
+    model: SafeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel = threading.Event()
+    read = Decoder.prefill
+
+    def cancelled(*arguments: Any, **options: Any) -> tuple[Any, Any]:
+        cancel.set()
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(Decoder, "prefill", cancelled)
+    reply = model.generate("hello", cancel=cancel)
+    assert reply.verdict.decision is Decision.ALLOW
+    assert (reply.text, reply.finish_reason) == ("", "cancelled")
+
+
+def test_pieces_without_text_are_not_shown(model: SafeModel) -> None:
+    # The text is held back as long as it may be a part of this one.
+    whole = model.generate("hello", max_tokens=6).text or ""
+    events = list(model.stream("hello", max_tokens=6, stop=(whole + "x",)))
+    assert [type(event) for event in events] == [Verdict, str, Reply]
 
 
 def test_no_time_means_no_answer(model: SafeModel) -> None:

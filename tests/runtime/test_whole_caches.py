@@ -177,7 +177,7 @@ def answer(
 ) -> tuple[float, list[int]]:
     """p_unsafe of a prompt, and the greedy tokens behind it."""
     judged = engine.judge(engine.embed(ids), state, policy, Deadline(None))
-    logits = engine.open(judged, state)
+    logits = engine.open(judged, state, Deadline(None))
     step = engine.stepper(state)
     tokens = []
     for _ in range(count):
@@ -212,12 +212,12 @@ def test_chunks_cannot_change_verdict_or_answer(
     engine, ids = engine_of(folders[1]), prompt(40)
     whole_state = engine.new_state()
     whole = engine.judge(engine.embed(ids), whole_state, NEVER_EARLY, Deadline(None))
-    expected = engine.open(whole, whole_state).copy()
+    expected = engine.open(whole, whole_state, Deadline(None)).copy()
     monkeypatch.setattr(prefill.chunks, "__defaults__", (size, ()))
     state = engine.new_state()
     judged = engine.judge(engine.embed(ids), state, NEVER_EARLY, Deadline(None))
     same(judged.verdict.p_unsafe, whole.verdict.p_unsafe)
-    np.testing.assert_allclose(engine.open(judged, state), expected, atol=1e-4)
+    np.testing.assert_allclose(engine.open(judged, state, Deadline(None)), expected, atol=1e-4)
     assert state.columns is not None
     assert whole_state.columns is not None
     np.testing.assert_allclose(state.columns.view(), whole_state.columns.view(), atol=1e-5)
@@ -227,7 +227,7 @@ def test_decoding_equals_reading_all_at_once(folders: tuple[Path, Path]) -> None
     engine, ids, tail = engine_of(folders[1]), prompt(40), [11, 12, 13, 14]
     state = engine.new_state()
     judged = engine.judge(engine.embed(ids), state, NEVER_EARLY, Deadline(None))
-    engine.open(judged, state)
+    engine.open(judged, state, Deadline(None))
     step = engine.stepper(state)
     stepped = [step(token).copy() for token in tail][-1]
     whole = engine.new_state()
@@ -238,7 +238,7 @@ def test_decoding_equals_reading_all_at_once(folders: tuple[Path, Path]) -> None
     assert state.columns is not None
     assert whole.columns is not None
     passage = gate.prefill(embeds, whole.cache, whole.columns, Deadline(None))
-    logits, _ = engine._decoder().prefill(passage.states(), whole.cache)
+    logits, _ = engine._decoder().prefill(passage.states(), whole.cache, Deadline(None))
     assert logits is not None
     np.testing.assert_allclose(stepped, logits[0, 0], atol=1e-4)
     # Of the last one read the columns are those of slot T, which nobody sees.

@@ -201,8 +201,8 @@ class Answers:
         engine, state = self._engine, self._state
         state.clear()
         start = time.perf_counter()
-        with Deadline(None) as deadline:
-            judged = engine.judge(engine.embed(ids), state, self._allow, deadline)
+        deadline = Deadline(None)
+        judged = engine.judge(engine.embed(ids), state, self._allow, deadline)
         verdict = time.perf_counter()
         if judged.verdict.decision is not Decision.ALLOW:
             raise GateError(
@@ -210,7 +210,7 @@ class Answers:
                 f"{judged.verdict.reason or 'certain to be harmful'})."
             )
         sampler = self._greedy(ids)
-        chosen = [sampler.choose(engine.open(judged, state))]
+        chosen = [sampler.choose(engine.open(judged, state, deadline))]
         first = time.perf_counter()
         step = engine.stepper(state)
         for _ in range(tokens - 1):
