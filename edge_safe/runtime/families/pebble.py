@@ -170,6 +170,7 @@ class Pebble:
         if not boxes:
             return np.zeros((0, self._width), np.float32)
         # One line at a time: the recognizer looks along the whole width, padding would show.
+        # Cutting the next one meanwhile gains nothing where the recognizer has all cores.
         lines = [
             self._run("text_recognizer", deadline, pixel_values=line_pixels(line, config))[
                 "text_states"
