@@ -8,18 +8,26 @@ model.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_safe.errors import GateError, PromptError, SchemaError
-from edge_safe.runtime.audio_frames import Frames, cut_frames, frame_tokens, frames_problem
+from edge_safe.errors import GateError, SchemaError
+from edge_safe.runtime.audio_frames import (
+    BESIDE_PICTURES,
+    Frames,
+    cut_frames,
+    frame_tokens,
+    frames_problem,
+)
 from edge_safe.runtime.audio_io import read_audio
 from edge_safe.runtime.audio_windows import Window, Windows, cut, problem, token_count
 from edge_safe.runtime.bundle import Bundle
 from edge_safe.runtime.deadline import Deadline
+from edge_safe.runtime.families.base import Media, Placed, Prepared
 from edge_safe.runtime.image_tokens import Marker
 from edge_safe.runtime.media import AudioInput
 from edge_safe.runtime.tokens import Piece, Tokens, Trusted
@@ -60,42 +68,38 @@ class Hearing:
         self._before = processor.before
         self._how = how
 
-    def hear(
-        self, audio: AudioInput, seen: int, deadline: Deadline | None
-    ) -> tuple[list[Piece], int]:
-        """What stands in the place of a sound.
+    def variant(self, images: int) -> str:
+        """How a sound is encoded in a turn with so many pictures."""
+        return BESIDE_PICTURES if images and isinstance(self._how, Frames) else ""
 
-        Args:
-            audio: The sound.
-            seen: Positions that the turn's pictures take.
-            deadline: Ends long work early; None never does.
-
-        Returns:
-            Pieces of the prompt, and how many of their positions are sound.
+    def sound(self, audio: AudioInput, variant: str) -> Prepared:
+        """Reads a sound and cuts it into windows.
 
         Raises:
             MediaError: It cannot be read, or is too long or too short.
-            PromptError: It does not fit the context.
-            GateError: The deadline passed, or the encoder gave no usable numbers.
         """
         how = self._how
         samples = read_audio(audio, how.max_seconds)
         count = len(samples)
         tokens = token_count(count, how) if isinstance(how, Windows) else frame_tokens(count, how)
-        limit = self._bundle.manifest.model.context_length
-        if seen + tokens > limit:
-            raise PromptError(
-                f"The sound takes {tokens} positions; this model's context has {limit}. Cut it."
-            )
+        windows = list(self._cut(samples, beside_pictures=variant == BESIDE_PICTURES))
+        return Prepared(tokens, partial(self._hear, windows, tokens))
+
+    def _hear(self, windows: list[Window], tokens: int, deadline: Deadline | None) -> Media:
+        """What stands in the place of a sound.
+
+        Raises:
+            GateError: The deadline passed, or the encoder gave no usable numbers.
+        """
         heard = []
-        for window in self._cut(samples, beside_pictures=seen > 0):
+        for window in windows:
             if deadline is not None:
                 deadline.check()
             heard.append(self._encode(window, deadline))
         pieces: list[Piece] = [np.concatenate(heard)]
         if self._before is not None:
             pieces.insert(0, Trusted(self._before))
-        return pieces, tokens
+        return Media(placed=[Placed(self.part, pieces)], audio_tokens=tokens)
 
     def _cut(self, samples: FloatArray, *, beside_pictures: bool) -> Iterator[Window]:
         if isinstance(self._how, Windows):

@@ -9,8 +9,9 @@ from typing import Any
 from edge_safe.errors import BundleError
 from edge_safe.runtime.bundle import Bundle, open_bundle
 from edge_safe.runtime.engine import Engine
-from edge_safe.runtime.families.base import open_family
+from edge_safe.runtime.families.base import open_towers
 from edge_safe.runtime.media_cache import MediaCache
+from edge_safe.runtime.media_encoder import MediaEncoder
 from edge_safe.runtime.policy import Policy
 from edge_safe.runtime.prompt import PromptBuilder
 from edge_safe.runtime.request import Requests
@@ -56,9 +57,10 @@ def load_requests(
     with engine.loading():
         controls = {*safety.control_token_ids, safety.safe_token_id, safety.unsafe_token_id}
         tokens = Tokens(bundle.read(TOKENIZER_FILE), sorted(controls))
-        family = open_family(bundle, tokens, untrained_towers)
+        towers = open_towers(bundle, tokens, untrained_towers)
         if media_cache_bytes > 0:
-            family = MediaCache(family, media_cache_bytes)
+            towers = MediaCache(towers, media_cache_bytes)
+        family = MediaEncoder(towers, bundle.manifest.model.context_length)
         template = ChatTemplate(
             _text(bundle, TEMPLATE_FILE), _template_variables(bundle), family.placeholders
         )

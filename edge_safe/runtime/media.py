@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,3 +16,5 @@ if TYPE_CHECKING:
 else:
     # Spelled out above for type checkers alone: pillow is loaded when a picture is.
     ImageInput = AudioInput = object
+
+Kind = Literal["image", "audio"]

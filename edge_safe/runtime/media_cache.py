@@ -1,7 +1,7 @@
 """Pictures and sounds that were encoded before are not encoded again.
 
-Kept are the embeddings, by a hash of what was handed over; the gate judges a request that holds
-them as any other.
+Kept are the embeddings of each medium, by a hash of what was handed over; the gate judges a request
+that holds them as any other.
 """
 
 from __future__ import annotations
@@ -9,37 +9,42 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, TimeoutError
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.families.base import Family, Media
+from edge_safe.runtime.families.base import Media, Prepared, Towers
 from edge_safe.runtime.image_io import read_image
 from edge_safe.runtime.inputs import Inputs
-from edge_safe.runtime.media import AudioInput, ImageInput
+from edge_safe.runtime.media import AudioInput, ImageInput, Kind
 from edge_safe.runtime.tokens import Piece
+
+# Seconds between two looks at a deadline while another request encodes.
+_LOOK = 0.05
 
 
 class MediaCache:
-    """A family that remembers, the least recently used out first. Shared between threads.
+    """Towers that remember, the least recently used out first. Shared between threads.
 
-    The media of a turn are remembered together: how a picture is prepared may depend on how many
-    there are.
+    What several requests hand over at once is encoded by one of them.
 
     Args:
-        family: What encodes.
+        towers: What encodes.
         limit: Bytes it may hold.
     """
 
-    def __init__(self, family: Family, limit: int) -> None:
-        self.placeholders: Mapping[str, str] = family.placeholders
-        self._family = family
+    def __init__(self, towers: Towers, limit: int) -> None:
+        self.placeholders: Mapping[str, str] = towers.placeholders
+        self._towers = towers
         self._limit = limit
         self._kept: OrderedDict[bytes, tuple[Media, int]] = OrderedDict()
+        # None comes out where the one that encoded has nothing to share.
+        self._under_way: dict[bytes, Future[Media | None]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -48,28 +53,80 @@ class MediaCache:
         with self._lock:
             return sum(size for _, size in self._kept.values())
 
-    def media(
-        self,
-        images: Sequence[ImageInput],
-        audio: AudioInput | None,
-        deadline: Deadline | None = None,
-    ) -> Media:
-        """See ``Family.media``."""
-        if isinstance(images, str | bytes) or not (len(images) or audio is not None):
-            return self._family.media(images, audio, deadline)
-        images = [_decoded(image) for image in images]
-        key = _key(images, audio)
+    def variant(self, kind: Kind, images: int) -> str:
+        """See ``Towers.variant``."""
+        return self._towers.variant(kind, images)
+
+    def image(self, source: ImageInput, variant: str) -> Prepared:
+        """See ``Towers.image``; one that is kept, or that another request encodes, is not read."""
+        # Their pixels alone do not say how PIL images are shown.
+        if not isinstance(source, str | PathLike | bytes | np.ndarray):
+            source = read_image(source)
+        key = partial(_key, f"image {variant}", source)
+        return self._prepared(key, partial(self._towers.image, source, variant))
+
+    def sound(self, source: AudioInput, variant: str) -> Prepared:
+        """See ``Towers.sound`` and ``image``."""
+        key = partial(_key, f"audio {variant}", source)
+        return self._prepared(key, partial(self._towers.sound, source, variant))
+
+    def _prepared(
+        self, make_key: Callable[[], bytes | None], prepare: Callable[[], Prepared]
+    ) -> Prepared:
+        """A medium that is looked up first."""
+        key = make_key()
         if key is None:
-            return self._family.media(images, audio, deadline)
+            return prepare()
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return _copy(self._kept[key][0])
-        found = self._family.media(images, audio, deadline)
-        # A file that somebody wrote to meanwhile may be another one than that which was read.
-        if _key(images, audio) == key:
-            self._keep(key, found)
-        return _copy(found)
+            kept, under_way = self._find(key), key in self._under_way
+        if kept is not None:
+            return Prepared(kept.tokens, lambda _: kept)
+        if under_way:
+            return Prepared(0, partial(self._encode_once, key, make_key, prepare))
+        prepared = prepare()
+        return Prepared(
+            prepared.tokens, partial(self._encode_once, key, make_key, lambda: prepared)
+        )
+
+    def _encode_once(
+        self,
+        key: bytes,
+        make_key: Callable[[], bytes | None],
+        prepare: Callable[[], Prepared],
+        deadline: Deadline | None,
+    ) -> Media:
+        """Waits for the request that encodes a medium by now, or encodes it for all of them."""
+        while True:
+            with self._lock:
+                kept, other = self._find(key), self._under_way.get(key)
+                if kept is not None:
+                    return kept
+                if other is None:
+                    own: Future[Media | None] = Future()
+                    self._under_way[key] = own
+                    break
+            shared = _wait(other, deadline)
+            if shared is not None:
+                return shared
+        shared = None
+        try:
+            found = prepare().encode(deadline)
+            # A file that somebody wrote to meanwhile may be another one than that which was read.
+            if make_key() == key:
+                shared = found
+                self._keep(key, found)
+            return found
+        finally:
+            with self._lock:
+                del self._under_way[key]
+            own.set_result(shared)
+
+    def _find(self, key: bytes) -> Media | None:
+        """What is kept, which was just used then; the caller holds the lock."""
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
 
     def _keep(self, key: bytes, media: Media) -> None:
         size = _size(media)
@@ -82,19 +139,26 @@ class MediaCache:
                 self._kept.popitem(last=False)
 
 
-def _decoded(image: ImageInput) -> ImageInput:
-    """PIL images as arrays, for their pixels alone do not say how they are shown."""
-    if isinstance(image, str | PathLike | bytes | np.ndarray):
-        return image
-    return read_image(image)
+def _wait(other: Future[Media | None], deadline: Deadline | None) -> Media | None:
+    """What another request makes of a medium.
+
+    Raises:
+        GateError: The deadline of this one passed.
+    """
+    while True:
+        if deadline is not None:
+            deadline.check()
+        try:
+            return other.result(_LOOK)
+        except TimeoutError:
+            continue
 
 
-def _key(images: Sequence[ImageInput], audio: AudioInput | None) -> bytes | None:
+def _key(way: str, medium: object) -> bytes | None:
     """Hash of what was handed over; None where a file cannot be read, which its reader will say."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{way}:".encode())
     try:
-        for medium in (*images, b"" if audio is None else audio):
-            _add(digest, medium)
+        _add(digest, medium)
     except (OSError, TypeError, ValueError):
         return None
     return digest.digest()
@@ -114,11 +178,6 @@ def _add(digest: hashlib._Hash, medium: object) -> None:
         data = medium if isinstance(medium, bytes) else Path(str(medium)).read_bytes()
         digest.update(f"{len(data)} bytes ".encode())
         digest.update(data)
-
-
-def _copy(media: Media) -> Media:
-    """The same arrays in lists of its own."""
-    return replace(media, features=list(media.features), placed=list(media.placed))
 
 
 def _size(media: Media) -> int:

@@ -294,6 +294,17 @@ def test_sound_is_encoded_only_where_there_is_some(files: FamilyFiles) -> None:
 
 
 @pytest.mark.slow
+def test_a_sound_beside_a_picture_is_another_one(files: FamilyFiles) -> None:
+    model = SafeModel.load(files.bundle, threads=1, policy=ALLOW)
+    for _ in range(2):
+        model.assess(QUESTION, **media_of([], "short"))
+        model.assess(QUESTION, **media_of(["small"], "short"))
+        model.assess(QUESTION, **media_of(["small", "wide"], "short"))
+    assert model.run_counts()["audio_encoder"] == 2
+    assert model.run_counts()["vision_encoder"] == 2
+
+
+@pytest.mark.slow
 def test_sounds_of_another_length_than_the_encoder_s_are_refused(model: SafeModel) -> None:
     with pytest.raises(MediaError, match="25 ms, too short"):
         model.assess(QUESTION, audio=(np.zeros(399, np.float32), RATE))

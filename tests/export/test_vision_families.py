@@ -285,6 +285,23 @@ def test_its_language_graphs_leave_nothing_to_optimize(files: FamilyFiles) -> No
         assert changed_operators(files.bundle / graph.file) == {}
 
 
+def test_a_picture_is_encoded_again_only_where_it_is_prepared_otherwise(
+    family: str, files: FamilyFiles
+) -> None:
+    keeping, forgetting = (
+        SafeModel.load(files.bundle, threads=1, policy=ALLOW, media_cache_mb=size)
+        for size in (64, 0)
+    )
+    # A turn with one picture, then turns with several.
+    for names in (["small"], ["small", "wide"], ["wide", "tall", "small"]):
+        images = [PICTURES[name] for name in names]
+        found, expected = (model.assess(QUESTION, images=images) for model in (keeping, forgetting))
+        assert found.p_unsafe == pytest.approx(expected.p_unsafe, abs=1e-6)
+    anew = 4 if family == "llava_onevision" else 3
+    assert keeping.run_counts()["vision_encoder"] == anew
+    assert forgetting.run_counts()["vision_encoder"] == 6
+
+
 def test_what_is_seen_differs_from_place_to_place(family: str, model: SafeModel) -> None:
     media = model._requests._family.media([PICTURES["wide"], PICTURES["tall"]], None)
     pieces = [piece for medium in media.placed for piece in medium.pieces]

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.runtime.test_pebble import PROCESSORS, with_towers
+
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
@@ -60,3 +62,13 @@ def test_many_requests_of_a_files_lengths(tiny_bundle: Path, tmp_path: Path) -> 
     )
     assert measured["requests"] == 8
     assert measured["agreement"] == 1
+
+
+def test_pictures_of_one_turn_beside_one_by_one(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = with_towers(tiny_bundle, tmp_path / "bundle", set(PROCESSORS))
+    measured = result("overlap.py", bundle, "--pictures", 2, "--rounds", 3, "--side", 320)
+    assert (measured["pictures"], measured["rounds"]) == (2, 3)
+    assert measured["together_ms"] > 0
+    assert measured["one_by_one_ms"] > 0
+    lower, upper = measured["spread"]["ratio"]
+    assert lower <= measured["ratio"] <= upper

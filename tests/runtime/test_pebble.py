@@ -7,6 +7,8 @@ columns, the projectors multiply. Preprocessing is compared with the torch side'
 from __future__ import annotations
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +348,77 @@ def test_media_are_not_computed_again_in_a_chat(folder: Path) -> None:
     assert second.verdict.p_unsafe > 0
 
 
+SOUND = (np.full(32_000, 0.1, np.float32), 16_000)
+ONE, TWO, THREE = (page((40, 20, 100 * n), (140, 20, 60)) for n in (1, 2, 3))
+TOWERS = ("text_detector", "text_recognizer", "vision_encoder", "audio_encoder")
+
+
+def everything(folder: Path, **options: Any) -> SafeModel:
+    """The bundle with all of its towers."""
+    return SafeModel.load(folder, threads=1, policy=ALLOW, untrained_towers=True, **options)
+
+
+def test_a_picture_that_comes_again_beside_a_new_one_is_not_encoded_again(folder: Path) -> None:
+    model = everything(folder)
+    model.assess("hi", images=[ONE])
+    once = model.run_counts()
+    model.assess("hi", images=[ONE, TWO], audio=SOUND)
+    twice = model.run_counts()
+    assert [twice[name] / max(once[name], 1) for name in TOWERS] == [2, 2, 2, 1]
+    model.assess("hi", images=[TWO, ONE], audio=SOUND)
+    model.assess("hi", audio=SOUND)
+    assert [model.run_counts()[name] for name in TOWERS] == [twice[name] for name in TOWERS]
+
+
+def test_requests_at_once_encode_the_picture_they_share_once(folder: Path) -> None:
+    model = everything(folder)
+    together = threading.Barrier(4)
+
+    def ask(_: int) -> float:
+        together.wait(10)
+        return model.assess("hi", images=[ONE, TWO]).p_unsafe
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(ask, range(4)))
+    assert model.run_counts()["text_detector"] == 2
+    assert max(found) - min(found) < 1e-6
+
+
+def test_media_that_were_kept_are_judged_as_if_they_were_new(folder: Path) -> None:
+    keeping, forgetting = everything(folder), everything(folder, media_cache_mb=0)
+    turns = [([ONE], None), ([ONE, TWO], SOUND), ([TWO, THREE, ONE], None), ([THREE], SOUND)]
+    for images, audio in turns:
+        found, expected = (
+            model.generate("hi", images=images, audio=audio, max_tokens=4)
+            for model in (keeping, forgetting)
+        )
+        assert found.verdict.p_unsafe == pytest.approx(expected.verdict.p_unsafe, abs=1e-6)
+        assert (found.text, found.usage) == (expected.text, expected.usage)
+        kept, anew = (m._requests._family.media(images, audio) for m in (keeping, forgetting))
+        for one, other in zip(kept.features, anew.features, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert keeping.run_counts()["text_detector"] == 3
+    assert forgetting.run_counts()["text_detector"] == 14
+
+
+def test_media_of_a_turn_are_encoded_as_each_by_itself(folder: Path) -> None:
+    family = everything(folder, media_cache_mb=0)._requests._family
+    together = family.media([ONE, TWO, THREE], SOUND)
+    alone = [family.media([one], None) for one in (ONE, TWO, THREE)] + [family.media([], SOUND)]
+    features = [array for media in alone for array in media.features]
+    for one, other in zip(together.features, features, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert together.tokens == sum(media.tokens for media in alone)
+
+
+def test_the_time_for_a_verdict_includes_reading_a_picture(folder: Path) -> None:
+    model = everything(folder)
+    verdict = model.assess("hi", images=[ONE], timeout=0.0)
+    assert verdict.decision.value == "error"
+    assert verdict.reason == "the time for a verdict is over"
+    assert model.run_counts()["text_detector"] == 0
+
+
 def test_a_bundle_that_sees_nothing_refuses_pictures(bundle_folder: Path, tmp_path: Path) -> None:
     model = SafeModel.load(with_towers(bundle_folder, tmp_path / "b", set()))
     with pytest.raises(MediaError, match="pictures"):
@@ -413,9 +486,6 @@ def hearing(folder: Path, target: Path, decoder: onnx.ModelProto) -> SafeModel:
     changed = msgspec.structs.replace(manifest, files=files)
     (target / m.MANIFEST_FILE).write_bytes(m.dump_manifest(changed))
     return SafeModel.load(target, threads=1, policy=ALLOW, untrained_towers=True)
-
-
-SOUND = (np.full(32_000, 0.1, np.float32), 16_000)
 
 
 def test_what_is_said_stands_in_the_prompt_as_if_it_were_typed(

@@ -8,8 +8,8 @@ pictures, and a bundle that cannot hear says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,10 +20,11 @@ from edge_safe.errors import MediaError, SchemaError
 from edge_safe.runtime.audio_io import read_audio
 from edge_safe.runtime.bundle import Bundle
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.families.base import Media
+from edge_safe.runtime.families.base import Media, Prepared
 from edge_safe.runtime.image_io import read_image
 from edge_safe.runtime.log_mel import log_mel
-from edge_safe.runtime.media import AudioInput, ImageInput
+from edge_safe.runtime.media import AudioInput, ImageInput, Kind
+from edge_safe.runtime.session import Array
 from edge_safe.runtime.speech_decoder import SpeechDecoder, Transcription
 from edge_safe.runtime.text_lines import (
     TextLines,
@@ -91,27 +92,54 @@ class Pebble:
         self._processors = processors
         self._width = bundle.manifest.model.hidden_size
 
-    def media(
-        self,
-        images: Sequence[ImageInput],
-        audio: AudioInput | None,
-        deadline: Deadline | None = None,
-    ) -> Media:
-        """Embeds the pictures and the sound of one user turn.
-
-        Raises:
-            MediaError: They cannot be read, or this bundle cannot judge them.
-            GateError: The deadline passed while speech was written down, or that failed.
-        """
-        if isinstance(images, str | bytes):
-            raise MediaError("Give the pictures as a list, even a single one.")
-        if len(images):
+    def variant(self, kind: Kind, images: int) -> str:
+        """See ``Towers.variant``: every medium is encoded by itself."""
+        if kind == "image":
             self._require("text_lines", "objects")
-        if audio is not None:
+        else:
             self._require("speech")
-        seen = [features for image in images for features in self._see(read_image(image))]
-        heard = [] if audio is None else [self._hear(read_audio(audio), deadline)]
-        return Media([*seen, *heard], sum(map(len, seen)), sum(map(len, heard)))
+        return ""
+
+    def image(self, source: ImageInput, variant: str) -> Prepared:
+        """See ``Towers.image``."""
+        from PIL.Image import fromarray
+
+        pixels = read_image(source)
+        image = fromarray(pixels)
+        lines, objects = self._processors.text_lines, self._processors.objects
+        towers: list[Callable[[Deadline | None], FloatArray]] = []
+        if lines is not None:
+            towers.append(partial(self._read, image, detector_input(image, lines), lines))
+        if objects is not None:
+            towers.append(partial(self._look, image_square(pixels, objects)))
+
+        def encode(deadline: Deadline | None) -> Media:
+            features = [tower(deadline) for tower in towers]
+            return Media(features, image_tokens=sum(map(len, features)))
+
+        return Prepared(0, encode)
+
+    def sound(self, source: AudioInput, variant: str) -> Prepared:
+        """See ``Towers.sound``."""
+        config = self._processors.speech
+        if config is None:
+            raise MediaError("This bundle has no speech tower.")
+        samples = read_audio(source)
+        length = -(-len(samples) // config.samples_per_state)
+        features = log_mel(
+            samples,
+            seconds=window_seconds(length, config),
+            sample_rate=config.sampling_rate,
+            bins=config.feature_size,
+            window=config.n_fft,
+            hop=config.hop_length,
+        )
+
+        def encode(deadline: Deadline | None) -> Media:
+            heard = self._hear(features, length, config, deadline)
+            return Media([heard], audio_tokens=len(heard))
+
+        return Prepared(0, encode)
 
     def _require(self, *sections: str) -> None:
         """Makes sure that at least one of these towers may be used.
@@ -127,66 +155,56 @@ class Pebble:
                 f"{what}. Use a bundle where it is, or ask in words."
             )
 
-    def _see(self, pixels: NDArray[np.uint8]) -> list[FloatArray]:
-        """Text lines, then objects, each (n, d)."""
-        from PIL.Image import fromarray
+    def _look(self, square: FloatArray, deadline: Deadline | None) -> FloatArray:
+        """(n, d) embeddings of the objects of a picture."""
+        states = self._run("vision_encoder", deadline, pixel_values=square)["vision_states"]
+        found = self._run("vision_projector", deadline, vision_states=states)
+        return np.asarray(found["image_features"], np.float32)
 
-        image = fromarray(pixels)
-        features: list[FloatArray] = []
-        if self._processors.text_lines is not None:
-            features.append(self._read(image, self._processors.text_lines))
-        if self._processors.objects is not None:
-            square = image_square(pixels, self._processors.objects)
-            states = self._run("vision_encoder", "vision_states", pixel_values=square)
-            features.append(self._run("vision_projector", "image_features", vision_states=states))
-        return features
-
-    def _read(self, image: Image, config: TextLines) -> FloatArray:
+    def _read(
+        self, image: Image, page: FloatArray, config: TextLines, deadline: Deadline | None
+    ) -> FloatArray:
         """(n, d) embeddings of the word pieces of all lines of a picture."""
-        found = self._run(
-            "text_detector", "probability", pixel_values=detector_input(image, config)
-        )
+        found = self._run("text_detector", deadline, pixel_values=page)["probability"]
         boxes = find_boxes(found[0, 0], image.size, config)
         if not boxes:
             return np.zeros((0, self._width), np.float32)
         # One line at a time: the recognizer looks along the whole width, padding would show.
+        # Cutting the next one meanwhile gains nothing where the recognizer has all cores.
         lines = [
-            self._run("text_recognizer", "text_states", pixel_values=line_pixels(line, config))[0]
+            self._run("text_recognizer", deadline, pixel_values=line_pixels(line, config))[
+                "text_states"
+            ][0]
             for line in (cut_line(image, box, config) for box in boxes)
         ]
         lengths = np.array([len(line) for line in lines], np.int64)
         states = np.zeros((len(lines), int(lengths.max()), lines[0].shape[1]), np.float32)
         for row, line in zip(states, lines, strict=True):
             row[: len(line)] = line
-        read = self._bundle.session("text_projector").run(
-            {"text_states": states, "lengths": lengths}
-        )
+        read = self._run("text_projector", deadline, text_states=states, lengths=lengths)
         if "image_features" in read:
             return np.asarray(read["image_features"], np.float32)
         # Line by line, as a line is what was spelled in one go.
         pieces, line = read["image_pieces"], read["line_index"]
         return np.concatenate(
             [
-                self._embed(self._tokens.respelled(pieces[line == number].tolist()))
+                self._embed(self._tokens.respelled(pieces[line == number].tolist()), deadline)
                 for number in range(len(lines))
             ]
         )
 
-    def _hear(self, samples: FloatArray, deadline: Deadline | None) -> FloatArray:
-        """Samples (n,) into (m, d) embeddings of what was said."""
-        config = self._processors.speech
-        if config is None:
-            raise MediaError("This bundle has no speech tower.")
-        length = -(-len(samples) // config.samples_per_state)
-        features = log_mel(
-            samples,
-            seconds=window_seconds(length, config),
-            sample_rate=config.sampling_rate,
-            bins=config.feature_size,
-            window=config.n_fft,
-            hop=config.hop_length,
-        )
-        states = self._run("audio_encoder", "audio_states", input_features=features)
+    def _hear(
+        self, features: FloatArray, length: int, config: Speech, deadline: Deadline | None
+    ) -> FloatArray:
+        """(m, d) embeddings of what was said.
+
+        Args:
+            features: Log-mel features.
+            length: States of the sound itself.
+            config: The parameters.
+            deadline: Ends it early.
+        """
+        states = self._run("audio_encoder", deadline, input_features=features)["audio_states"]
         decoder = SpeechDecoder(
             self._bundle.session("audio_projector"),
             self._bundle.session("audio_decoder"),
@@ -196,7 +214,7 @@ class Pebble:
         own = np.ascontiguousarray(states[:, :length])
         seconds = own.shape[1] * config.samples_per_state / config.sampling_rate
         written = decoder.write_down(own, seconds, deadline)
-        return self._embed(self._tokens.typed(self._speech_words.decode(written).strip()))
+        return self._embed(self._tokens.typed(self._speech_words.decode(written).strip()), deadline)
 
     @cached_property
     def _speech_words(self) -> Tokens:
@@ -205,17 +223,25 @@ class Pebble:
             raise MediaError("This bundle has no speech tower.")
         return Tokens(self._bundle.read(self._processors.speech.decoder.tokenizer), ())
 
-    def _embed(self, ids: NDArray[np.int64]) -> FloatArray:
+    def _embed(self, ids: NDArray[np.int64], deadline: Deadline | None) -> FloatArray:
         """(n,) ids -> (n, d)."""
         if not len(ids):
             return np.zeros((0, self._width), np.float32)
-        rows: FloatArray = self._run("embed_tokens", "inputs_embeds", input_ids=ids[None])[0]
-        return rows
+        found = self._run("embed_tokens", deadline, input_ids=ids[None])
+        return np.asarray(found["inputs_embeds"][0], np.float32)
 
-    def _run(self, graph: str, output: str, **feeds: NDArray[np.generic]) -> FloatArray:
-        """Runs a tower's graph, which is opened on first use."""
-        result: FloatArray = self._bundle.session(graph).run(feeds)[output]
-        return result
+    def _run(
+        self, graph: str, deadline: Deadline | None, **feeds: NDArray[np.generic]
+    ) -> dict[str, Array]:
+        """Runs a tower's graph, which is opened on first use, unless the time is over.
+
+        Raises:
+            GateError: It is.
+        """
+        if deadline is not None:
+            deadline.check()
+        abort = None if deadline is None else deadline.abort
+        return self._bundle.session(graph).run(feeds, abort)
 
 
 def window_seconds(states: int, config: Speech) -> int:
@@ -233,7 +259,7 @@ def image_square(pixels: NDArray[np.uint8], config: Objects) -> FloatArray:
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))[None]
 
 
-def open_family(bundle: Bundle, tokens: Tokens, untrained_towers: bool) -> Pebble:
+def open_towers(bundle: Bundle, tokens: Tokens, untrained_towers: bool) -> Pebble:
     """Reads the processors' parameters and leaves out what was not trained.
 
     Raises:

@@ -7,15 +7,17 @@ stand, and what surrounds them; ``vision_encoder`` turns pixel values into featu
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 
-from edge_safe.errors import GateError, MediaError, PromptError, SchemaError
+from edge_safe.errors import GateError, MediaError, SchemaError
 from edge_safe.runtime.bundle import Bundle
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.families.base import Media, Placed
+from edge_safe.runtime.families.base import Media, Placed, Prepared
 from edge_safe.runtime.hearing import AudioProcessor, Hearing, open_hearing
 from edge_safe.runtime.image_io import read_image
 from edge_safe.runtime.image_steps import FillCrops, FloatArray, Pixels, PixelValues, pixel_values
@@ -29,7 +31,7 @@ from edge_safe.runtime.image_tokens import (
     markers,
     rows_of_tile,
 )
-from edge_safe.runtime.media import AudioInput, ImageInput
+from edge_safe.runtime.media import AudioInput, ImageInput, Kind
 from edge_safe.runtime.prefill import DEEPSTACK
 from edge_safe.runtime.session import Array
 from edge_safe.runtime.tokens import Tokens
@@ -37,6 +39,11 @@ from edge_safe.runtime.tokens import Tokens
 VISION_ENCODER = "vision_encoder"
 IMAGE_GRID = "image_grid_thw"
 PATCH_MASK = "patch_attention_mask"
+
+# Of pictures: where a turn has more than one, and they are prepared otherwise then.
+SEVERAL = "several"
+
+Tower = TypeVar("Tower")
 
 
 class ImageProcessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -81,48 +88,31 @@ class PlaceholderFamily:
         self._hearing = hearing
         self._usable = usable
 
-    def media(
-        self,
-        images: Sequence[ImageInput],
-        audio: AudioInput | None,
-        deadline: Deadline | None = None,
-    ) -> Media:
-        """Embeds the pictures and the sound of one user turn.
+    def variant(self, kind: Kind, images: int) -> str:
+        """See ``Towers.variant``."""
+        if kind == "audio":
+            return self._require(kind, self._hearing).variant(images)
+        image = self._require(kind, self._image)
+        return SEVERAL if images > 1 and image.pixels_of_several is not None else ""
 
-        Raises:
-            MediaError: They cannot be read, or this bundle cannot judge them.
-            PromptError: They do not fit the context.
-            GateError: The deadline passed, or a tower gave no usable numbers.
-        """
-        if isinstance(images, str | bytes):
-            raise MediaError("Give the pictures as a list, even a single one.")
-        if audio is not None:
-            self._require("audio", self._hearing, "sound")
-        if len(images):
-            self._require("image", self._image, "pictures")
-        placed, rows, heard = [], 0, 0
-        if self._image is not None:
-            steps = self._image.pixels
-            if len(images) > 1:
-                steps = self._image.pixels_of_several or steps
-            for image in images:
-                if deadline is not None:
-                    deadline.check()
-                pixels = pixel_values(read_image(image), steps)
-                rows += count_features(self._image.layout, pixels)
-                self._check_room(rows)
-                placed.append(self._see(pixels, self._image, deadline))
-        if audio is not None and self._hearing is not None:
-            pieces, heard = self._hearing.hear(audio, rows, deadline)
-            placed.append(Placed(self._hearing.part, pieces))
-        return Media(placed=placed, image_tokens=rows, audio_tokens=heard)
+    def image(self, source: ImageInput, variant: str) -> Prepared:
+        """See ``Towers.image``."""
+        image = self._require("image", self._image)
+        steps = (image.pixels_of_several if variant == SEVERAL else None) or image.pixels
+        pixels = pixel_values(read_image(source), steps)
+        return Prepared(count_features(image.layout, pixels), partial(self._see, pixels, image))
 
-    def _require(self, kind: str, tower: object, what: str) -> None:
+    def sound(self, source: AudioInput, variant: str) -> Prepared:
+        """See ``Towers.sound``."""
+        return self._require("audio", self._hearing).sound(source, variant)
+
+    def _require(self, kind: Kind, tower: Tower | None) -> Tower:
         """Makes sure that the tower of a kind of media is there and may be used.
 
         Raises:
             MediaError: It is not.
         """
+        what = "sound" if kind == "audio" else "pictures"
         if tower is None:
             raise MediaError(f"This bundle has no tower for {what}; leave {what} out.")
         if kind not in self._usable:
@@ -130,21 +120,9 @@ class PlaceholderFamily:
                 f"This bundle's projector of {what} has not been trained, so the gate cannot judge "
                 f"{what}. Use a bundle where it is, or ask in words."
             )
+        return tower
 
-    def _check_room(self, rows: int) -> None:
-        """Turns too many pictures away before the tower has seen all of them.
-
-        Raises:
-            PromptError: They alone do not fit the context.
-        """
-        limit = self._bundle.manifest.model.context_length
-        if rows > limit:
-            raise PromptError(
-                f"The pictures take {rows} positions or more; this model's context has {limit}. "
-                "Leave some out."
-            )
-
-    def _see(self, pixels: PixelValues, image: ImageProcessor, deadline: Deadline | None) -> Placed:
+    def _see(self, pixels: PixelValues, image: ImageProcessor, deadline: Deadline | None) -> Media:
         """One picture as what stands in its place."""
         session = self._bundle.session(VISION_ENCODER)
         abort = None if deadline is None else deadline.abort
@@ -163,7 +141,8 @@ class PlaceholderFamily:
         if model.deepstack:
             expected = (model.deepstack, pixels.count, model.hidden_size)
             deepstack = _checked(found[DEEPSTACK], expected)
-        return Placed("image", lay_out(layout, pixels, features, deepstack))
+        placed = Placed("image", lay_out(layout, pixels, features, deepstack))
+        return Media(placed=[placed], image_tokens=count_features(layout, pixels))
 
 
 def _checked(found: Array, expected: tuple[int, ...]) -> FloatArray:
@@ -180,7 +159,7 @@ def _checked(found: Array, expected: tuple[int, ...]) -> FloatArray:
     return features
 
 
-def open_family(bundle: Bundle, tokens: Tokens, untrained_towers: bool) -> PlaceholderFamily:
+def open_towers(bundle: Bundle, tokens: Tokens, untrained_towers: bool) -> PlaceholderFamily:
     """Reads the processors' parameters.
 
     Raises:
