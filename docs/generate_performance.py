@@ -77,7 +77,7 @@ for precision in int4-fast int4-rows int4-int8; do
     --peer llama-cpp-q4_0 --peer llama-cpp-q8_0 --peer onnxruntime-genai --peer transformers \\
     --peer guard-logit --peer guard-generate --peer generate-then-check > shape-$precision.json
 done
-python docs/generate_performance.py docs/performance.md int4.json ... "A title=shape-int4-fast.json" ...
+python docs/generate_performance.py docs/performance.md int4.json ... "A title=shape.json" ...
 ```
 
 The last ones are random weights in the shape of Qwen2.5-0.5B, which all peers share; their gate and
