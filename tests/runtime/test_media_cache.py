@@ -179,7 +179,10 @@ def test_a_deadline_ends_the_wait_for_another_request(cache: Cached, family: Ave
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(cache.media, [RED], None)
         assert family.begun.acquire(timeout=10)
-        with pytest.raises(GateError, match="time for a verdict is over"), Deadline(0.2) as deadline:
+        with (
+            pytest.raises(GateError, match="time for a verdict is over"),
+            Deadline(0.2) as deadline,
+        ):
             cache.media([RED], None, deadline)
         family.opened.set()
         assert first.result(10).image_tokens == 1
