@@ -72,3 +72,14 @@ def test_pictures_of_one_turn_beside_one_by_one(tiny_bundle: Path, tmp_path: Pat
     assert measured["one_by_one_ms"] > 0
     lower, upper = measured["spread"]["ratio"]
     assert lower <= measured["ratio"] <= upper
+
+
+def test_all_ways_of_running_a_float32_bundle_agree(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = with_towers(tiny_bundle, tmp_path / "bundle", set(PROCESSORS))
+    measured = result("ways_agree.py", bundle, "--requests", 8)[str(bundle)]
+    ways = {"chunked", "together", "one_thread", "prefix", "second_turn", "restored", "picture"}
+    assert set(measured) == ways
+    for found in measured.values():
+        assert found["requests"] > 0
+        assert found["agreement"] == 1
+        assert found["max_p_difference"] < 1e-5
