@@ -83,9 +83,6 @@ class LanguageGraphs:
         self._late = _opened(folder / f"gate{LATE}.onnx")
         self._columns = _opened(folder / "gate_columns.onnx")
         self._decoder = Session(folder / "decoder.onnx", threads=1)
-        # Caches whose places a graph needs all at once: those of new positions are added first.
-        first = f"past_key_values.{self._decoder.layers.start}.key"
-        self._whole_caches = self._decoder.shape(first)[2] == CAPACITY
         self._prefill_gate, self._prefill_decoder = self._gate, self._decoder
         if (folder / f"decoder{PREFILL}.onnx").exists():
             if gated:
@@ -156,7 +153,7 @@ class LanguageGraphs:
         if gate is not None and self.exit_layer is not None and cache.gate is not None:
             layers = range(self.exit_layer)
             feeds = {"inputs_embeds": embeds, "gate_past": cache.gate, **common}
-            feeds |= self._past(cache, layers, mask)
+            feeds |= _past_for(gate, cache, layers, mask)
             found = _run(gate, feeds)
             if self._late is not None:
                 found |= _run(self._late, feeds | found)
@@ -170,7 +167,7 @@ class LanguageGraphs:
         layers = range(self.exit_layer or 0, self.spec.layers)
         source = "inputs_embeds" if gate is None else "hidden_states"
         feeds = {source: states, **common}
-        found = _run(decoder, feeds | self._past(cache, layers, mask))
+        found = _run(decoder, feeds | _past_for(decoder, cache, layers, mask))
         presents += _present(found, layers)
         grown = Cache(tuple(presents), gate_cache)
         if "logits" in found:
@@ -185,16 +182,6 @@ class LanguageGraphs:
             logits[:, 0],
             grown,
         )
-
-    def _past(self, cache: Cache, layers: range, mask: Array) -> dict[str, Array]:
-        past = _past(cache, layers)
-        if not self._whole_caches:
-            return past
-        count = mask.shape[1]
-        return {
-            name: np.pad(value, [(0, 0), (0, 0), (0, count - value.shape[2]), (0, 0)])
-            for name, value in past.items()
-        }
 
     def _slot_logits(
         self, feeds: dict[str, Array], source: str, present: dict[str, Array]
@@ -234,6 +221,18 @@ def _opened(path: Path) -> Session | None:
 def _run(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
     """Runs a graph on those of the feeds that it takes."""
     return session.run({name: feeds[name] for name in session.inputs})
+
+
+def _past_for(session: Session, cache: Cache, layers: range, mask: Array) -> dict[str, Array]:
+    """Keys and values, with places for new positions where the graph takes them all at once."""
+    past = _past(cache, layers)
+    if session.shape(f"past_key_values.{layers.start}.key")[2] != CAPACITY:
+        return past
+    count = mask.shape[1]
+    return {
+        name: np.pad(value, [(0, 0), (0, 0), (0, count - value.shape[2]), (0, 0)])
+        for name, value in past.items()
+    }
 
 
 def _past(cache: Cache, layers: range) -> dict[str, Array]:

@@ -459,7 +459,7 @@ class Engine:
             layer,
             self._prefill_session("gate"),
             self._bundle.session(late) if late in self._manifest.graphs else None,
-            own_columns=self._manifest.whole_caches,
+            own_columns=self._manifest.own_columns,
         )
 
     def _decoder(self) -> Decoder:

@@ -223,11 +223,23 @@ class Manifest(_Record, frozen=True, kw_only=True):
 
     @property
     def whole_caches(self) -> bool:
-        """Whether graphs take the places of a cache all at once, those of new positions too."""
-        return any(
-            tensor.name.startswith("past_key_values.") and tensor.shape[2] == CAPACITY
-            for tensor in self.graphs["decoder"].inputs
-        )
+        """Whether a graph takes the places of a cache all at once, those of new positions too."""
+        return any(map(_takes_whole_caches, self.graphs.values()))
+
+    @property
+    def own_columns(self) -> bool:
+        """Whether the gate's graph makes the columns of single positions too.
+
+        Those written for TensorRT do, and take whole caches for single positions.
+        """
+        return "decoder" in self.graphs and _takes_whole_caches(self.graphs["decoder"])
+
+
+def _takes_whole_caches(graph: Graph) -> bool:
+    return any(
+        tensor.name.startswith("past_key_values.") and tensor.shape[2] == CAPACITY
+        for tensor in graph.inputs
+    )
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
@@ -298,7 +310,7 @@ def _check(manifest: Manifest, origin: str) -> None:
     safety = manifest.safety
     if (safety.exit_layer is None) != ("gate" not in manifest.graphs):
         raise SchemaError(f"{origin}: exit_layer is {safety.exit_layer} but the graphs disagree.")
-    whole = "decoder" in manifest.graphs and manifest.whole_caches
+    whole = manifest.own_columns
     if safety.exit_layer is not None and not whole and "gate_columns" not in manifest.graphs:
         raise SchemaError(f"{origin}: the gate has no graph 'gate_columns'. Export it again.")
     if safety.early is not None and whole and f"gate{LATE}" not in manifest.graphs:

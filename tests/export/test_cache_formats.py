@@ -49,3 +49,19 @@ def test_verdicts_and_answers_stay_near_those_of_a_whole_cache(
     )
     assert report.parity.greedy.kl <= kl
     assert shares(tmp_path / "b") == pytest.approx(whole, abs=bound)
+
+
+def test_prompts_read_beside_an_int8_cache_are_judged_alike(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for cache in ("fp32", "int8"):
+        export_bundle(
+            checkpoint,
+            tmp_path / cache,
+            precision="int4-int8",
+            kv_cache=cache,
+            allow_unaccepted=True,
+        )
+        found[cache] = shares(tmp_path / cache)
+    assert found["int8"] == pytest.approx(found["fp32"], abs=0.05)

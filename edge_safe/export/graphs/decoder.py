@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from edge_safe.export.activations import CacheReach
 from edge_safe.export.cache_format import CacheFormat, cache_scales
+from edge_safe.export.graphs.attention import attention
 from edge_safe.export.graphs.builder import FLOAT, INT64, GraphBuilder
 from edge_safe.export.graphs.early_exit import stop_or_go_on
 from edge_safe.export.graphs.layers import (
@@ -17,7 +18,6 @@ from edge_safe.export.graphs.layers import (
     RopeTables,
     StoredCache,
     add_norm,
-    attention,
     common_inputs,
     mlp,
     norm,
@@ -106,14 +106,16 @@ def store_model(
         form = precision.of_layer(index, exit_layer)
         cache = StoredCache(cache_format)
         if cache_format == "int8" and caches is not None:
-            cache = StoredCache(cache_format, *map(store.add, cache_scales(caches[index])))
+            keys, values = map(store.add, cache_scales(caches[index]))
+            cache = StoredCache(cache_format, keys, values)
         source = smoothed if form.whole and smoothed is not None else tensor
         # Where prompts have graphs of their own, these see single tokens alone.
         single = precision.prefill is not None
         layers.append(store_layer(store, spec, source, index, form, lattice, cache, joined=single))
         if precision.prefill is not None:
             source = tensor if smoothed is None else smoothed
-            more = store_layer(store, spec, source, index, precision.prefill, None, cache)
+            read = replace(cache, prompts=True)
+            more = store_layer(store, spec, source, index, precision.prefill, None, read)
             prefill.append(more)
         progress((index + 1) / spec.layers)
     head = embedding

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from edge_safe.export.cache_format import CacheFormat
 from edge_safe.export.graphs.builder import FLOAT, FLOAT16, INT8, INT32, INT64, GraphBuilder
 from edge_safe.export.graphs.matrices import Matrix, linear, store_lattice, store_linear
-from edge_safe.export.graphs.spans import HIDDEN, Heads, Places, over_spans
 from edge_safe.export.graphs.spec import (
     Activation,
     DecoderSpec,
     LatticeSource,
-    LayerAttention,
     TensorSource,
 )
 from edge_safe.export.graphs.store import Stored, WeightStore
@@ -23,12 +20,7 @@ from edge_safe.export.packing import Lattice
 from edge_safe.export.quantization import MatrixFormat
 from edge_safe.runtime.prefill import ATTENTION_END
 
-# A score at which a position counts nothing in float16, which ends at 65504.
-HALF_REACH = 6.0e4
-
 CACHE_TYPES = {"fp32": FLOAT, "fp16": FLOAT16, "int8": INT8}
-# Place of an int8 cache's scales among the attention kernel's inputs.
-SCALES_AT = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +60,13 @@ class StoredCache:
         format: Their type.
         key_scale: (kv_heads * head_dim,) of an int8 cache.
         value_scale: Likewise.
+        prompts: Whether prompts alone are read into it, many positions at once.
     """
 
     format: CacheFormat = "fp32"
     key_scale: Stored | None = None
     value_scale: Stored | None = None
+    prompts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,227 +284,34 @@ def add_norm(
     return normed, total
 
 
-def attention(
-    g: GraphBuilder, spec: DecoderSpec, x: str, weights: LayerWeights, common: Common, index: int
-) -> str:
-    """Attention of one layer up to, but without, its output projection.
-
-    Args:
-        g: The graph.
-        spec: The decoder.
-        x: (B, S, d) normalized states.
-        weights: The layer's weights.
-        common: What the layers share.
-        index: Layer, which names the cache.
-
-    Returns:
-        (B, S, heads * head_dim).
-    """
-    name = f"layers.{index}.attention"
-    cache: list[int | str] = ["batch", spec.kv_heads, "past", spec.head_dim]
-    grown: list[int | str] = ["batch", spec.kv_heads, "present", spec.head_dim]
-    kept = weights.cache.format
-    kind_of_cache = CACHE_TYPES[kept]
-    parts = ("key", "value")
-    past = [g.input(f"past_key_values.{index}.{part}", kind_of_cache, cache) for part in parts]
-    present = [g.output(f"present.{index}.{part}", kind_of_cache, grown) for part in parts]
-    packed = _affine(g, x, weights.qkv, f"{name}.qkv")
-    query = [packed, "", ""]
-    kind = spec.attention_of(index)
-    rope = None if kind.rope is None else common.ropes[kind.rope]
-    if weights.query_norm is not None or isinstance(rope, Turn) or common.ends is not None:
-        query = _split(g, spec, packed, name)
-    if weights.query_norm is not None and weights.key_norm is not None:
-        query = _normed_heads(g, spec, query, weights.query_norm, weights.key_norm, name)
-    if isinstance(rope, Turn):
-        for slot, heads in enumerate((spec.heads, spec.kv_heads)):
-            scope = f"{name}.{('query', 'key')[slot]}_rotary"
-            query[slot] = rotate(g, query[slot], rope, heads, scope)
-    given = query[0]
-    if kept == "fp16":
-        query = [_half(g, part, name) for part in query]
-    rotary = _rotary(g, kind, common, half=kept == "fp16")
-    inputs = [*query, *past, common.last_key, common.total, *rotary]
-    further: dict[str, Any] = {}
-    if kind.window is not None:
-        # onnxruntime 1.23 sees one position more than local_window_size says, later ones do not;
-        # the bias hides it from both. The attribute saves the work on all that is further away.
-        further["local_window_size"] = kind.window
-        bias = _window_bias(g, common, kind.window)
-        inputs.append(_half(g, bias, f"window.{kind.window}") if kept == "fp16" else bias)
-    scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
-    if weights.cache.key_scale is not None and weights.cache.value_scale is not None:
-        # Attention bias and sink stand before the scales.
-        inputs += [""] * (SCALES_AT - len(inputs))
-        inputs.append(g.weight(f"{name}.key_scale", weights.cache.key_scale))
-        inputs.append(g.weight(f"{name}.value_scale", weights.cache.value_scale))
-        further |= {f"{part}_quant_type": "PER_CHANNEL" for part in "kv"}
-        further["kv_cache_bit_width"] = 8
-    attended = g.contrib(
-        "GroupQueryAttention",
-        inputs,
-        scope=name,
-        outputs=[f"{name}/out", *present],
-        num_heads=spec.heads,
-        kv_num_heads=spec.kv_heads,
-        do_rotary=int(isinstance(rope, RopeTables)),
-        rotary_interleaved=0,
-        scale=float(scale),
-        **further,
-    )
-    if kept == "fp16":
-        attended = g.op("Cast", [attended], scope=f"{name}/float", to=FLOAT)
-    if common.ends is None:
-        return attended
-    return over_spans(
-        g,
-        Heads(spec.heads, spec.kv_heads, spec.head_dim, float(scale)),
-        attended,
-        given,
-        present,
-        lambda part, slot: _cached(g, spec, weights.cache, part, slot, name),
-        _rotary(g, kind, common, half=False)[:2],
-        Places(*_places(g, common), common.ends, common.lengths, common.position_ids),
-        kind.window,
-        name,
-    )
-
-
-def _cached(
-    g: GraphBuilder, spec: DecoderSpec, cache: StoredCache, part: str, slot: int, name: str
-) -> str:
-    """Keys (slot 0) or values (1), (B, kv_heads, 1, total, head_dim), as float32."""
-    if cache.format == "fp32":
-        return part
-    scope = f"{name}/cached"
-    numbers = g.op("Cast", [part], scope=scope, to=FLOAT)
-    scale = (cache.key_scale, cache.value_scale)[slot]
-    if scale is None:
-        return numbers
-    factor = g.weight(f"{name}.{('key', 'value')[slot]}_scale", scale)
-    shape = g.constant([spec.kv_heads, 1, 1, spec.head_dim])
-    return g.op("Mul", [numbers, g.op("Reshape", [factor, shape], scope=scope)], scope=scope)
-
-
-def _half(g: GraphBuilder, value: str, scope: str) -> str:
-    """A value as float16, "" for one that is left out; what is beyond its range is cut off."""
-    if not value:
-        return value
-
-    def cast() -> str:
-        low, high = g.floats(-HALF_REACH), g.floats(HALF_REACH)
-        within = g.op("Clip", [value, low, high], scope=f"{scope}/half")
-        return g.op("Cast", [within], scope=f"{scope}/half", to=FLOAT16)
-
-    return g.once(f"{value}/half", cast)
-
-
-def _rotary(g: GraphBuilder, kind: LayerAttention, common: Common, *, half: bool) -> list[str]:
-    """Tables and positions for the kernel's rotary embedding, left out where it does none."""
-    tables = None if kind.rope is None else common.ropes[kind.rope]
-    if not isinstance(tables, RopeTables):
-        return ["", "", ""]
-    name = f"rope.{kind.rope}"
-    found = [g.weight(f"{name}.cosine", tables.cosine), g.weight(f"{name}.sine", tables.sine)]
-    if half:
-        found = [_half(g, table, name) for table in found]
-    return [*found, common.position_ids]
-
-
-def _window_bias(g: GraphBuilder, common: Common, window: int) -> str:
-    """What hides keys outside a window, (B, 1, S, total): 0 or ``HIDDEN``; layers share it."""
-    scope = f"window.{window}"
-
-    def bias() -> str:
-        query, key = _places(g, common)
-        query = g.op("Unsqueeze", [query, g.constant([2])], scope=f"{scope}/query")
-        distance = g.op("Sub", [query, key], scope=f"{scope}/distance")
-        far = g.op("GreaterOrEqual", [distance, g.constant(window)], scope=f"{scope}/far")
-        hidden = g.op("Where", [far, g.floats(HIDDEN), g.floats(0.0)], scope=scope)
-        return g.op("Unsqueeze", [hidden, g.constant([1])], scope=scope)
-
-    return g.once(scope, bias)
-
-
-def _places(g: GraphBuilder, common: Common) -> tuple[str, str]:
-    """Places in the cache of new positions (B, S) and of keys (total,); layers share them.
-
-    They are counted as GroupQueryAttention does: the new positions of a row end at its length,
-    unless the row is shorter than they are (padding, no past).
-    """
-
-    def query() -> str:
-        scope = "places/query"
-        size = g.op("Shape", [common.position_ids], scope=scope, start=-1)
-        start = g.op("Sub", [common.lengths, size], scope=scope)
-        start = g.op("Max", [start, g.constant(0)], scope=scope)
-        start = g.op("Unsqueeze", [start, g.constant([1])], scope=scope)
-        count = g.op("Squeeze", [size], scope=scope)
-        steps = g.op("Range", [g.constant(0), count, g.constant(1)], scope=scope)
-        return g.op("Add", [start, steps], scope=scope)
-
-    def key() -> str:
-        total = g.op("Cast", [common.total], scope="places/key", to=INT64)
-        return g.op("Range", [g.constant(0), total, g.constant(1)], scope="places/key")
-
-    return g.once("places/query", query), g.once("places/key", key)
-
-
 def mlp(g: GraphBuilder, x: str, weights: LayerWeights, index: int, activation: Activation) -> str:
     """The gated MLP of one layer."""
     name = f"layers.{index}.mlp"
     if weights.up is None:
-        both = _affine(g, x, weights.gate, f"{name}.gate_up")
+        both = project(g, x, weights.gate, f"{name}.gate_up")
         gate, up = (f"{name}.gate_up/split/{part}" for part in ("gate", "up"))
         width = weights.gate.matrix.rows // 2
         scope = f"{name}.gate_up"
         g.op("Split", [both, g.constant([width, width])], scope=scope, outputs=[gate, up], axis=-1)
     else:
-        gate = _affine(g, x, weights.gate, f"{name}.gate")
-        up = _affine(g, x, weights.up, f"{name}.up")
+        gate = project(g, x, weights.gate, f"{name}.gate")
+        up = project(g, x, weights.up, f"{name}.up")
     if activation == "silu":
         # SiLU, x * sigmoid(x), in one node.
         active = g.contrib("QuickGelu", [gate], scope=name, alpha=1.0)
     else:
         active = g.op("Gelu", [gate], scope=name, approximate="tanh")
-    return _affine(g, g.op("Mul", [active, up], scope=name), weights.down, f"{name}.down")
+    return project(g, g.op("Mul", [active, up], scope=name), weights.down, f"{name}.down")
 
 
 def output_projection(g: GraphBuilder, x: str, weights: LayerWeights, index: int) -> str:
     """The projection behind the attention."""
-    return _affine(g, x, weights.output, f"layers.{index}.attention.output")
+    return project(g, x, weights.output, f"layers.{index}.attention.output")
 
 
-def _affine(g: GraphBuilder, x: str, layer: Affine, name: str) -> str:
+def project(g: GraphBuilder, x: str, layer: Affine, name: str) -> str:
+    """A stored linear layer of x (B, S, columns): (B, S, rows)."""
     return linear(g, x, layer.matrix, name, layer.bias)
-
-
-def _split(g: GraphBuilder, spec: DecoderSpec, packed: str, name: str) -> list[str]:
-    """Splits packed projections into queries, keys and values."""
-    widths = [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim]
-    parts = [f"{name}/split/{part}" for part in ("query", "key", "value")]
-    g.op(
-        "Split",
-        [packed, g.constant([*widths, widths[1]])],
-        scope=name,
-        outputs=parts,
-        axis=-1,
-    )
-    return parts
-
-
-def _normed_heads(
-    g: GraphBuilder, spec: DecoderSpec, parts: list[str], query: Stored, key: Stored, name: str
-) -> list[str]:
-    """Normalizes queries and keys head by head."""
-    widths = [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim]
-    parts = list(parts)
-    for slot, weight in enumerate((query, key)):
-        scope = f"{name}.{('query', 'key')[slot]}_norm"
-        split = g.op("Reshape", [parts[slot], g.constant([0, 0, -1, spec.head_dim])], scope=scope)
-        normed = norm(g, split, weight, scope, spec.eps)
-        parts[slot] = g.op("Reshape", [normed, g.constant([0, 0, widths[slot]])], scope=scope)
-    return parts
 
 
 def rope_tables(store: WeightStore, spec: DecoderSpec) -> tuple[RopeTables | RopeAxes, ...]:

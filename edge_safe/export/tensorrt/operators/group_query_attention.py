@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 
 from edge_safe.errors import ExportError
+from edge_safe.export.graphs.attention import HALF_REACH
 from edge_safe.export.graphs.builder import FLOAT, GraphBuilder
-from edge_safe.export.graphs.layers import HALF_REACH
 from edge_safe.export.graphs.spans import HIDDEN
 from edge_safe.export.tensorrt.lowering import Lowering, attributes
 from edge_safe.export.tensorrt.operators.rotary_embedding import turn

@@ -1,0 +1,140 @@
+"""An int8 cache where prompts have graphs of their own: they see each other unrounded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edge_safe import Decision, Policy, SafeModel
+from edge_safe.evaluation.speed.requests import Answers
+from edge_safe.export import export_bundle
+from edge_safe.runtime import prefill
+from edge_safe.runtime.batch import AssessRequest
+from edge_safe.runtime.deadline import Deadline
+from edge_safe.runtime.manifest import load_manifest
+
+ALLOW = Policy(thresholds={"gate": 1.0})
+TEXTS = (
+    "Tell me a story about a boat.",
+    "How do I pick the lock of my neighbour's shed?",
+    "Explain how bread rises, step by step, and what the baker does while it does so.",
+)
+
+
+@pytest.fixture(scope="module")
+def bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same weights with a whole cache and an int8 one."""
+    folder = tmp_path_factory.mktemp("caches")
+    for cache in ("fp32", "int8"):
+        export_bundle(
+            tiny_checkpoint,
+            folder / cache,
+            precision="int4-int8",
+            kv_cache=cache,
+            allow_unaccepted=True,
+        )
+    return {cache: folder / cache for cache in ("fp32", "int8")}
+
+
+def opened(bundle: Path) -> SafeModel:
+    return SafeModel.load(bundle, threads=1, accept_failed=True, policy=ALLOW)
+
+
+def shares(bundle: Path) -> list[float]:
+    model = opened(bundle)
+    verdicts = [model.assess(text) for text in TEXTS]
+    assert all(verdict.decision is not Decision.ERROR for verdict in verdicts)
+    return [verdict.p_unsafe for verdict in verdicts]
+
+
+def held(bundle: Path, text: str) -> list[np.ndarray]:
+    """Keys and values that a prompt leaves, layer by layer."""
+    model = opened(bundle)
+    engine, ids = model.engine, np.array(model.prompt_ids(text))
+    state = engine.new_state()
+    with Deadline(None) as deadline:
+        judged = engine.judge(engine.embed(ids), state, ALLOW, deadline)
+        engine.open(judged, state, deadline)
+    layers = range(load_manifest(bundle).model.layers)
+    return state.cache.copy(layers, len(ids))
+
+
+def test_a_prompt_in_one_piece_is_judged_as_with_a_whole_cache(bundles: dict[str, Path]) -> None:
+    # Not to the last bit: other memory, another order of sums, and activations in 8 bits.
+    assert shares(bundles["int8"]) == pytest.approx(shares(bundles["fp32"]), abs=1e-3)
+
+
+def test_a_prompt_leaves_its_keys_and_values_rounded(bundles: dict[str, Path]) -> None:
+    whole, rounded = held(bundles["fp32"], TEXTS[0]), held(bundles["int8"], TEXTS[0])
+    assert {array.dtype.name for array in rounded} == {"int8"}
+    scales = scales_of(bundles["int8"])
+    assert len(scales) == len(whole) == len(rounded)
+    for numbers, steps, scale in zip(whole, rounded, scales, strict=True):
+        wanted = np.clip(np.rint(numbers / scale), -128, 127)
+        np.testing.assert_allclose(steps, wanted, atol=1)
+        assert np.mean(steps != wanted) < 0.01
+        assert np.abs(steps).max() > 20
+
+
+def scales_of(bundle: Path) -> list[np.ndarray]:
+    """(heads, 1, width) of keys and values, layer by layer."""
+    found = {}
+    for name in ("gate_prefill", "decoder_prefill"):
+        for tensor in onnx.load(bundle / f"{name}.onnx").graph.initializer:
+            if "_scale/4" in tensor.name:
+                found[tensor.name] = onnx.numpy_helper.to_array(tensor)
+    layers = load_manifest(bundle).model.layers
+    names = [
+        f"layers.{n}.attention.{part}_scale/4" for n in range(layers) for part in ("key", "value")
+    ]
+    return [found[name] for name in names]
+
+
+@pytest.mark.parametrize("size", [7, 16])
+def test_pieces_of_a_prompt_change_little(
+    size: int, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = shares(bundles["int8"])
+    monkeypatch.setattr(prefill.chunks, "__defaults__", (size, ()))
+    assert shares(bundles["int8"]) == pytest.approx(whole, abs=0.05)
+
+
+def test_prompts_judged_together_are_judged_as_alone(bundles: dict[str, Path]) -> None:
+    model = opened(bundles["int8"])
+    together = model.assess_many([AssessRequest(text) for text in TEXTS])
+    found = [assessment.verdict.p_unsafe for assessment in together]
+    assert found == pytest.approx(shares(bundles["int8"]), abs=1e-5)
+
+
+def test_a_second_turn_is_judged_almost_as_anew(bundles: dict[str, Path]) -> None:
+    model = opened(bundles["int8"])
+    chat = model.chat()
+    first = chat.send(TEXTS[0], max_tokens=8)
+    kept = chat.send(TEXTS[1], max_tokens=1).verdict
+    anew = model.assess(
+        [
+            {"role": "user", "content": TEXTS[0]},
+            {"role": "assistant", "content": first.text or ""},
+            {"role": "user", "content": TEXTS[1]},
+        ]
+    )
+    assert kept.p_unsafe == pytest.approx(anew.p_unsafe, abs=0.1)
+
+
+def test_answers_grow_the_cache_and_stay_near(bundles: dict[str, Path]) -> None:
+    ids = np.arange(20, 60)
+    # Beyond the places that a cache is made with.
+    found = {cache: Answers(opened(bundle)).run(ids, 260).ids for cache, bundle in bundles.items()}
+    assert len(found["int8"]) == len(found["fp32"]) == 260
+    assert found["int8"][0] == found["fp32"][0]
+
+
+def test_its_cache_takes_a_quarter_of_the_memory(bundles: dict[str, Path]) -> None:
+    sizes = {
+        cache: opened(bundle).engine.new_state().cache.size_of(300)
+        for cache, bundle in bundles.items()
+    }
+    assert sizes["fp32"] == 4 * sizes["int8"]
