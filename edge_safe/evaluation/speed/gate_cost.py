@@ -4,7 +4,7 @@
         PROVIDER
 
 Where the system puts weights in memory makes the same graphs some per cent faster or slower in one
-process than in another, which is more than the gate costs. So it is measured in several of them,
+process than in another, which is more than the gate costs. So it is measured in many of them,
 each of which loads both and lets them answer in turn; the command above is one such process and
 prints one line of JSON.
 """
@@ -20,8 +20,9 @@ from edge_safe.evaluation.speed.prompts import plain_ids
 from edge_safe.evaluation.speed.requests import Answers, load_forgetful
 from edge_safe.evaluation.speed.samples import interleave
 
-PROCESSES = 9
-_PAIRS = 4  # answers of each in one process
+# Processes differ more from each other than answers of one process do.
+PROCESSES_PER_RUN = 3
+_PAIRS = 2  # answers of each in one process
 
 
 def measure_gate_cost(

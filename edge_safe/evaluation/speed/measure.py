@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_safe.errors import BundleError, GateError, MediaError, UsageError
-from edge_safe.evaluation.speed.gate_cost import PROCESSES, measure_gate_cost
+from edge_safe.evaluation.speed.gate_cost import PROCESSES_PER_RUN, measure_gate_cost
 from edge_safe.evaluation.speed.limits import limits_of
 from edge_safe.evaluation.speed.loading import measure_loading
 from edge_safe.evaluation.speed.machine import describe_machine
@@ -257,7 +257,7 @@ def _gate_cost(
     folder: Path, ungated: Path, model: SafeModel, reference: int, settings: Settings, tell: Tell
 ) -> dict[str, list[float]]:
     """Whole answers with the gate and without it, a value from each process."""
-    processes = min(PROCESSES, settings.runs)
+    processes = PROCESSES_PER_RUN * settings.runs
     count = _answer_tokens(model, reference)
     found = Samples()
     for number in range(processes):
