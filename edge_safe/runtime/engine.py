@@ -130,12 +130,9 @@ class Engine:
         """
         manifest = self._manifest
         attention = manifest.safety.attention
-        first = manifest.graphs["decoder" if manifest.safety.exit_layer in (None, 0) else "gate"]
-        dtypes = [t.dtype for t in first.inputs if t.name.startswith("past_key_values.")]
-        dtype = np.dtype(_DTYPES[dtypes[0]]) if dtypes else np.dtype(np.float32)
         device = self._bundle.session("decoder").device
         return State(
-            KeyValueCache(manifest, dtype, device),
+            KeyValueCache(manifest, np.dtype(_DTYPES[manifest.cache_dtype]), device),
             None
             if attention is None
             else GateColumns(attention.heads, attention.head_dim, self._columns_of),

@@ -222,6 +222,12 @@ class Manifest(_Record, frozen=True, kw_only=True):
     engines: dict[str, EnginePlan] = {}
 
     @property
+    def cache_dtype(self) -> str:
+        """What keys and values are kept as, in numpy's words; float32 without any."""
+        kinds = [kind for graph in self.graphs.values() for kind in _past_kinds(graph)]
+        return kinds[0] if kinds else "float32"
+
+    @property
     def whole_caches(self) -> bool:
         """Whether a graph takes the places of a cache all at once, those of new positions too."""
         return any(map(_takes_whole_caches, self.graphs.values()))
@@ -233,6 +239,10 @@ class Manifest(_Record, frozen=True, kw_only=True):
         Those written for TensorRT do, and take whole caches for single positions.
         """
         return "decoder" in self.graphs and _takes_whole_caches(self.graphs["decoder"])
+
+
+def _past_kinds(graph: Graph) -> list[str]:
+    return [tensor.dtype for tensor in graph.inputs if tensor.name.startswith("past_key_values.")]
 
 
 def _takes_whole_caches(graph: Graph) -> bool:

@@ -186,9 +186,7 @@ def prefill_bound(
 
 def cache_bytes(manifest: Manifest, positions: int) -> int:
     """Bytes of keys and values of that many positions."""
-    first = manifest.graphs["gate" if "gate" in manifest.graphs else "decoder"]
-    kinds = [t.dtype for t in first.inputs if t.name.startswith("past_key_values.")]
-    width = np.dtype(kinds[0]).itemsize if kinds else 4
+    width = np.dtype(manifest.cache_dtype).itemsize
     model = manifest.model
     return 2 * model.layers * model.kv_heads * model.head_dim * width * positions
 

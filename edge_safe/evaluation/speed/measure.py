@@ -156,6 +156,7 @@ def measure(
         "bundle": {
             "name": model.manifest.name,
             "precision": model.manifest.precision,
+            "cache": model.manifest.cache_dtype,
             "exit_layer": model.manifest.safety.exit_layer,
             "early_layer": None if early is None else early.layer,
             "layers": model.manifest.model.layers,
