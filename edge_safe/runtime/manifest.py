@@ -224,13 +224,12 @@ class Manifest(_Record, frozen=True, kw_only=True):
     @property
     def cache_dtype(self) -> str:
         """What keys and values are kept as, in numpy's words; float32 without any."""
-        kinds = [kind for graph in self.graphs.values() for kind in _past_kinds(graph)]
-        return kinds[0] if kinds else "float32"
+        return next((tensor.dtype for tensor in self._caches()), "float32")
 
     @property
     def whole_caches(self) -> bool:
         """Whether a graph takes the places of a cache all at once, those of new positions too."""
-        return any(map(_takes_whole_caches, self.graphs.values()))
+        return any(tensor.shape[2] == CAPACITY for tensor in self._caches())
 
     @property
     def own_columns(self) -> bool:
@@ -238,18 +237,19 @@ class Manifest(_Record, frozen=True, kw_only=True):
 
         Those written for TensorRT do, and take whole caches for single positions.
         """
-        return "decoder" in self.graphs and _takes_whole_caches(self.graphs["decoder"])
+        return any(tensor.shape[2] == CAPACITY for tensor in self._caches("decoder"))
 
-
-def _past_kinds(graph: Graph) -> list[str]:
-    return [tensor.dtype for tensor in graph.inputs if tensor.name.startswith("past_key_values.")]
-
-
-def _takes_whole_caches(graph: Graph) -> bool:
-    return any(
-        tensor.name.startswith("past_key_values.") and tensor.shape[2] == CAPACITY
-        for tensor in graph.inputs
-    )
+    def _caches(self, *graphs: str) -> list[Tensor]:
+        """Cache inputs of some graphs, without any named of all that the language model has."""
+        # Others may have caches of their own: one that writes down what it hears, say.
+        own = [name for name in self.graphs if name.partition("_")[0] in ("gate", "decoder")]
+        return [
+            tensor
+            for name in own
+            if not graphs or name in graphs
+            for tensor in self.graphs[name].inputs
+            if tensor.name.startswith("past_key_values.")
+        ]
 
 
 def dump_manifest(manifest: Manifest) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -14,7 +15,7 @@ from edge_safe.export import export_bundle
 from edge_safe.runtime import prefill
 from edge_safe.runtime.batch import AssessRequest
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.manifest import load_manifest
+from edge_safe.runtime.manifest import Tensor, load_manifest
 
 ALLOW = Policy(thresholds={"gate": 1.0})
 TEXTS = (
@@ -138,3 +139,17 @@ def test_its_cache_takes_a_quarter_of_the_memory(bundles: dict[str, Path]) -> No
         for cache, bundle in bundles.items()
     }
     assert sizes["fp32"] == 4 * sizes["int8"]
+
+
+def test_a_cache_of_another_model_in_the_bundle_says_nothing_of_it(
+    bundles: dict[str, Path],
+) -> None:
+    manifest = load_manifest(bundles["int8"])
+    writer = msgspec.structs.replace(
+        manifest.graphs["embed_tokens"],
+        inputs=[Tensor("past_key_values.0.key", "float32", [1, 6, "past", 64])],
+    )
+    graphs = {"audio_decoder": writer, **manifest.graphs}
+    with_writer = msgspec.structs.replace(manifest, graphs=graphs)
+    assert (with_writer.cache_dtype, with_writer.whole_caches) == ("int8", True)
+    assert not with_writer.own_columns
