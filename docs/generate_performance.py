@@ -93,7 +93,7 @@ benchmarks/many_requests.py int4-int8 --data prompts.jsonl`.
 
 Nothing is measured and chosen at a bundle's first load. ONNX Runtime takes its kernels by the
 processor's instruction sets, and of what is left all cores are better than fewer: with one of two
-pebble's int4-int8 takes 156 instead of 84 ms to the first token and 5.3 instead of 4.0 ms a token
+pebble's int4-int8 takes 143 instead of 83 ms to the first token and 4.4 instead of 3.1 ms a token
 (`edge-safe bench int4-int8 256 --runs 5 --threads 1`). Which precision to take depends on memory
 and on how exact answers have to be, which no clock can tell.
 
