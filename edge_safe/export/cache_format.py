@@ -1,9 +1,9 @@
 """What keys and values are kept as between positions.
 
-onnxruntime 1.31's GroupQueryAttention on the CPU takes a cache in float32, float16 (everything
-that enters the node is float16 then) and int8 with a fixed scale per channel. It also takes 4
-bits, two in a byte; the runtime's cache holds one value per element, so that is left out. Older
-versions were not tried.
+GroupQueryAttention of onnxruntime 1.31 and 1.32 on the CPU takes a cache in float32, float16
+(everything that enters the node is float16 then) and int8 with a fixed scale per channel. It also
+takes 4 bits, two in a byte; the runtime's cache holds one value per element, so that is left out.
+Older versions were not tried.
 """
 
 from __future__ import annotations

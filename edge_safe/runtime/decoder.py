@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edge_safe.errors import GateError
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.gate import EARLY_VERDICT, Gate, by_name, handed_on, states_left
@@ -65,8 +66,10 @@ class Decoder:
             logits of the ``final`` stage.
 
         Raises:
-            GateError: The request is over.
+            GateError: The request is over, or a number is not finite that a later chunk would see
+                rounded to one that is.
         """
+        _require_finite(inputs.rows)
         logits = np.empty((1, 1, self.vocab_size), np.float32)
         verdict = np.empty((1, 2), np.float32)
         for start, end in chunks(len(inputs), spans=spans):
@@ -78,6 +81,8 @@ class Decoder:
                 binding.output("logits", logits)
             binding.output("verdict_logits", verdict)
             binding.run(deadline.abort)
+            if end < len(inputs):
+                _require_finite(verdict)
         return (logits if "logits" in self._prefill.outputs else None), verdict
 
     def read_slot(self, inputs: Inputs, cache: KeyValueCache, deadline: Deadline) -> Array:
@@ -99,6 +104,12 @@ class Decoder:
         binding.output("verdict_logits", np.empty((1, 2), np.float32))
         binding.run(deadline.abort)
         return logits
+
+
+def _require_finite(values: Array) -> None:
+    """Raises a GateError where layers are given, or give, what is not finite."""
+    if not np.isfinite(values).all():
+        raise GateError("the upper layers met numbers that are not finite")
 
 
 class Stepper:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_safe.errors import EdgeSafeError, GateError, PolicyError
+from edge_safe.errors import BundleError, EdgeSafeError, GateError, PolicyError
 from edge_safe.runtime.bundle import Bundle
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.calibration import Modality
@@ -126,9 +126,14 @@ class Engine:
         """An empty sequence.
 
         Raises:
-            BundleError: The manifest does not describe its key-value caches.
+            BundleError: The manifest's caches are of a type that is not held here.
         """
         manifest = self._manifest
+        if manifest.cache_dtype not in _DTYPES:
+            raise BundleError(
+                f"The bundle's KV cache is in {manifest.cache_dtype}; this version holds "
+                f"{', '.join(_DTYPES)}. Export the bundle again."
+            )
         attention = manifest.safety.attention
         device = self._bundle.session("decoder").device
         return State(

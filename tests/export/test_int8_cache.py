@@ -16,6 +16,8 @@ from edge_safe.runtime import prefill
 from edge_safe.runtime.batch import AssessRequest
 from edge_safe.runtime.deadline import Deadline
 from edge_safe.runtime.manifest import Tensor, load_manifest
+from edge_safe.runtime.policy import Stage
+from edge_safe.runtime.session import Session
 
 ALLOW = Policy(thresholds={"gate": 1.0})
 TEXTS = (
@@ -101,6 +103,59 @@ def test_pieces_of_a_prompt_change_little(
     whole = shares(bundles["int8"])
     monkeypatch.setattr(prefill.chunks, "__defaults__", (size, ()))
     assert shares(bundles["int8"]) == pytest.approx(whole, abs=0.05)
+
+
+def test_a_later_piece_sees_what_the_cache_stands_for(bundles: dict[str, Path]) -> None:
+    count, new = 9, 6
+    past = {}
+    rounded = held(bundles["int8"], TEXTS[0])
+    for place, (steps, scale) in enumerate(zip(rounded, scales_of(bundles["int8"]), strict=True)):
+        part = f"past_key_values.{place // 2}.{('key', 'value')[place % 2]}"
+        past[part] = (steps[:, :, :count], (steps[:, :, :count] * scale).astype(np.float32))
+    rows = np.random.default_rng(0).standard_normal((1, new, 64)).astype(np.float32)
+    found = {}
+    for cache, slot in (("int8", 0), ("fp32", 1)):
+        graph = Session(bundles[cache] / "gate_prefill.onnx", threads=1)
+        _, _, heads, _, width = (
+            int(n) if isinstance(n, int) else 0 for n in graph.shape("gate_past")
+        )
+        feeds = {
+            "inputs_embeds": rows,
+            "attention_mask": np.ones((1, count + new), np.int64),
+            "position_ids": np.arange(count, count + new)[None],
+            "gate_past": np.zeros([1, 2, heads, 0, width], np.float32),
+        }
+        for name in graph.inputs:
+            if name in past:
+                # The one has places for the new positions, the other makes them.
+                spare = new if slot == 0 else 0
+                feeds[name] = np.pad(past[name][slot], [(0, 0), (0, 0), (0, spare), (0, 0)])
+        found[cache] = graph.run(feeds)
+    hidden = [found[cache]["hidden_states"] for cache in ("int8", "fp32")]
+    np.testing.assert_allclose(*hidden, atol=1e-4)
+    kept = found["int8"]["present.0.key"]
+    np.testing.assert_array_equal(kept[:, :, :count], past["past_key_values.0.key"][0])
+    assert np.abs(kept[:, :, count:]).max() > 20
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("stages", [("gate",), ("final",), ("gate", "final")])
+@pytest.mark.parametrize("at", [3, 15, 30])
+def test_what_is_no_number_does_not_get_lost_between_pieces(
+    at: int,
+    stages: tuple[Stage, ...],
+    value: float,
+    bundles: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prefill.chunks, "__defaults__", (16, ()))
+    policy = Policy(stages=stages, thresholds=dict.fromkeys(stages, 1.0))
+    engine = opened(bundles["int8"]).engine
+    inputs = engine.embed(np.arange(20, 60))
+    inputs.rows[at, 5] = value
+    with Deadline(None) as deadline:
+        judged = engine.judge(inputs, engine.new_state(), policy, deadline)
+    assert judged.verdict.decision is Decision.ERROR
 
 
 def test_prompts_judged_together_are_judged_as_alone(bundles: dict[str, Path]) -> None:

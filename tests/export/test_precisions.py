@@ -215,11 +215,26 @@ def test_without_its_gate_it_still_reads_prompts_through_them(
     assert bare.run_counts()["decoder_prefill"] == 2
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4", "int4-rows", "int4-int8"])
+@pytest.mark.parametrize(
+    ("precision", "cache"),
+    [
+        ("int8", "fp32"),
+        ("int4", "fp32"),
+        ("int4-rows", "fp32"),
+        ("int4-int8", "fp32"),
+        ("int4-int8", "int8"),
+    ],
+)
 def test_integer_graphs_leave_nothing_to_optimize(
-    precision: str, tiny_checkpoint: Path, tmp_path: Path
+    precision: str, cache: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    export_bundle(tiny_checkpoint, tmp_path / "b", precision=precision, allow_unaccepted=True)
+    export_bundle(
+        tiny_checkpoint,
+        tmp_path / "b",
+        precision=precision,
+        kv_cache=cache,
+        allow_unaccepted=True,
+    )
     for graph in load_manifest(tmp_path / "b").graphs.values():
         assert graph.optimized
         assert changed_operators(tmp_path / "b" / graph.file) == {}

@@ -20,7 +20,6 @@ from edge_safe.evaluation.speed.prompts import plain_ids
 from edge_safe.evaluation.speed.requests import Answers, load_forgetful
 from edge_safe.evaluation.speed.samples import interleave
 
-# Processes differ more from each other than answers of one process do.
 PROCESSES_PER_RUN = 3
 _PAIRS = 2  # answers of each in one process
 

@@ -11,6 +11,7 @@ from edge_safe.errors import ExportError
 from edge_safe.export.graphs.builder import FLOAT, FLOAT16, INT64, GraphBuilder
 from edge_safe.export.graphs.layers import (
     CACHE_TYPES,
+    PLAIN_CACHE,
     Common,
     LayerWeights,
     RopeTables,
@@ -30,7 +31,6 @@ HALF_REACH = 6.0e4
 
 # Place of an int8 cache's scales among the attention kernel's inputs.
 SCALES_AT = 12
-EXACT_CACHE = StoredCache()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +96,12 @@ def attention(
             query[slot] = rotate(g, query[slot], rope, heads, scope)
     scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
     call = Call(query, isinstance(rope, RopeTables), float(scale), common, kind, spec, name)
+    seen, cache_seen = present, weights.cache
     if beside:
-        attended = _read_prompt(g, call, past, present, weights.cache)
+        seen, cache_seen = [f"{name}/{part}s" for part in parts], PLAIN_CACHE
+        attended = _read_prompt(g, call, past, seen, present, weights.cache)
     else:
-        attended = _kernel(g, call, past, [f"{name}/out", *present], weights.cache, kind.window)
+        attended = _kernel(g, call, past, [f"{name}/out", *present], weights.cache)
     if common.ends is None:
         return attended
     return over_spans(
@@ -107,22 +109,23 @@ def attention(
         Heads(spec.heads, spec.kv_heads, spec.head_dim, float(scale)),
         attended,
         query[0],
-        present,
-        lambda part, slot: _numbers(g, call, part, slot, weights.cache, rank=5),
+        seen,
+        lambda part, slot: _numbers(g, call, part, slot, cache_seen, rank=5),
         _rotary(g, call, half=False)[:2],
-        Places(*_places(g, common), common.ends, common.lengths, common.position_ids),
+        Places(
+            _query_places(g, common),
+            _key_places(g, common),
+            common.ends,
+            common.lengths,
+            common.position_ids,
+        ),
         kind.window,
         name,
     )
 
 
 def _kernel(
-    g: GraphBuilder,
-    call: Call,
-    past: list[str],
-    made: list[str],
-    cache: StoredCache,
-    window: int | None,
+    g: GraphBuilder, call: Call, past: list[str], made: list[str], cache: StoredCache
 ) -> str:
     """GroupQueryAttention.
 
@@ -132,19 +135,18 @@ def _kernel(
         past: Keys and values of earlier positions.
         made: Names of the result, and of the keys and values with the new positions behind.
         cache: Type and scales of both.
-        window: Positions that a position sees at most before and with itself.
 
     Returns:
         (B, S, heads * head_dim) float32.
     """
-    spec, name, half = call.spec, call.name, cache.format == "fp16"
+    spec, name, window = call.spec, call.name, call.kind.window
+    half = cache.format == "fp16"
     query = [_half(g, part, name) for part in call.query] if half else call.query
     rotary = _rotary(g, call, half=half)
     inputs = [*query, *past, call.common.last_key, call.common.total, *rotary]
     further: dict[str, Any] = {}
     if window is not None:
         further["local_window_size"] = window
-    if window is not None and window == call.kind.window:
         # onnxruntime 1.23 sees one position more than local_window_size says, later ones do not;
         # the bias hides it from both. The attribute saves the work on all that is further away.
         bias = _window_bias(g, call.common, window)
@@ -172,12 +174,25 @@ def _kernel(
 
 
 def _read_prompt(
-    g: GraphBuilder, call: Call, past: list[str], present: list[str], cache: StoredCache
+    g: GraphBuilder,
+    call: Call,
+    past: list[str],
+    grown: list[str],
+    present: list[str],
+    cache: StoredCache,
 ) -> str:
     """Attention of many new positions beside an int8 cache, by the float32 kernel.
 
     The int8 kernel takes about five times as long for many positions. So earlier ones are read
     from the cache, new ones see each other unrounded, and are rounded into the cache behind it.
+
+    Args:
+        g: The graph.
+        call: What it works on.
+        past: Keys and values as the cache has them, with places for the new positions.
+        grown: Names of the same in float32, up to the last new position.
+        present: Names of the cache with the new positions in it.
+        cache: Its scales.
 
     Returns:
         (B, S, heads * head_dim).
@@ -187,8 +202,7 @@ def _read_prompt(
     edges = [g.constant([0]), earlier, g.constant([2])]
     read = [g.op("Slice", [part, *edges], scope=f"{name}/earlier") for part in past]
     numbers = [_numbers(g, call, part, slot, cache, rank=4) for slot, part in enumerate(read)]
-    grown = [f"{name}/{part}" for part in ("keys", "values")]
-    attended = _kernel(g, call, numbers, [f"{name}/out", *grown], EXACT_CACHE, call.kind.window)
+    attended = _kernel(g, call, numbers, [f"{name}/out", *grown], PLAIN_CACHE)
     rows = g.once("cache/rows", lambda: _rows(g, call))
     for slot, (whole, made) in enumerate(zip(grown, present, strict=True)):
         new = g.op("GatherND", [whole, rows], scope=f"{name}/new")
@@ -202,20 +216,17 @@ def _read_prompt(
 
 def _earlier(g: GraphBuilder, common: Common) -> str:
     """(1,) int64 positions before the new ones; the cache has places for more."""
-    scope = "cache/earlier"
-    total = g.op("Cast", [common.total], scope=scope, to=INT64)
-    size = g.op("Shape", [common.position_ids], scope=scope, start=-1)
-    return g.op("Sub", [total, size], scope=scope)
+    return g.op("Sub", [_total(g, common), _size(g, common)], scope="cache/earlier")
 
 
 def _rows(g: GraphBuilder, call: Call) -> str:
     """Where new positions stand in a cache: (B, kv_heads, S, 3) int64, batch, head and place."""
     scope = "cache/rows"
-    query, _ = _places(g, call.common)
+    query = _query_places(g, call.common)
     place = g.op("Unsqueeze", [query, g.constant([1, 3])], scope=scope)
     heads = g.constant(np.arange(call.spec.kv_heads).reshape(1, -1, 1, 1))
-    count = g.op("Shape", [query], scope=scope, start=0, end=1)
-    batch = g.op("Range", [g.constant(0), _scalar(g, count), g.constant(1)], scope=scope)
+    count = g.op("Squeeze", [g.op("Shape", [query], scope=scope, end=1)], scope=scope)
+    batch = g.op("Range", [g.constant(0), count, g.constant(1)], scope=scope)
     batch = g.op("Unsqueeze", [batch, g.constant([1, 2, 3])], scope=scope)
     whole = g.op("Shape", [g.op("Add", [place, heads], scope=scope)], scope=scope)
     parts = [g.op("Expand", [part, whole], scope=scope) for part in (batch, heads, place)]
@@ -254,11 +265,6 @@ def _scale(g: GraphBuilder, call: Call, slot: int, cache: StoredCache, *, rank: 
     return g.weight(name, stored, [call.spec.kv_heads, *ones, call.spec.head_dim])
 
 
-def _scalar(g: GraphBuilder, value: str) -> str:
-    """The one number of a value (1,)."""
-    return g.op("Squeeze", [value], scope=value)
-
-
 def _half(g: GraphBuilder, value: str, scope: str) -> str:
     """A value as float16, "" for one that is left out; what is beyond its range is cut off."""
     if not value:
@@ -289,9 +295,9 @@ def _window_bias(g: GraphBuilder, common: Common, window: int) -> str:
     scope = f"window.{window}"
 
     def bias() -> str:
-        query, key = _places(g, common)
-        query = g.op("Unsqueeze", [query, g.constant([2])], scope=f"{scope}/query")
-        distance = g.op("Sub", [query, key], scope=f"{scope}/distance")
+        query = [_query_places(g, common), g.constant([2])]
+        own = g.op("Unsqueeze", query, scope=f"{scope}/query")
+        distance = g.op("Sub", [own, _key_places(g, common)], scope=f"{scope}/distance")
         far = g.op("GreaterOrEqual", [distance, g.constant(window)], scope=f"{scope}/far")
         hidden = g.op("Where", [far, g.floats(HIDDEN), g.floats(0.0)], scope=scope)
         return g.op("Unsqueeze", [hidden, g.constant([1])], scope=scope)
@@ -299,16 +305,15 @@ def _window_bias(g: GraphBuilder, common: Common, window: int) -> str:
     return g.once(scope, bias)
 
 
-def _places(g: GraphBuilder, common: Common) -> tuple[str, str]:
-    """Places in the cache of new positions (B, S) and of keys (total,); layers share them.
+def _query_places(g: GraphBuilder, common: Common) -> str:
+    """Places of new positions in the cache, (B, S); layers share them.
 
     They are counted as GroupQueryAttention does: the new positions of a row end at its length,
     unless the row is shorter than they are (padding, no past).
     """
 
-    def query() -> str:
-        scope = "places/query"
-        size = g.op("Shape", [common.position_ids], scope=scope, start=-1)
+    def places() -> str:
+        scope, size = "places/query", _size(g, common)
         start = g.op("Sub", [common.lengths, size], scope=scope)
         start = g.op("Max", [start, g.constant(0)], scope=scope)
         start = g.op("Unsqueeze", [start, g.constant([1])], scope=scope)
@@ -316,11 +321,29 @@ def _places(g: GraphBuilder, common: Common) -> tuple[str, str]:
         steps = g.op("Range", [g.constant(0), count, g.constant(1)], scope=scope)
         return g.op("Add", [start, steps], scope=scope)
 
-    def key() -> str:
-        total = g.op("Cast", [common.total], scope="places/key", to=INT64)
-        return g.op("Range", [g.constant(0), total, g.constant(1)], scope="places/key")
+    return g.once("places/query", places)
 
-    return g.once("places/query", query), g.once("places/key", key)
+
+def _key_places(g: GraphBuilder, common: Common) -> str:
+    """Places of keys in the cache, (total,); layers share them."""
+
+    def places() -> str:
+        edges = [g.constant(0), _total(g, common), g.constant(1)]
+        return g.op("Range", edges, scope="places/key")
+
+    return g.once("places/key", places)
+
+
+def _size(g: GraphBuilder, common: Common) -> str:
+    """(1,) int64 new positions S."""
+    return g.once(
+        "places/size", lambda: g.op("Shape", [common.position_ids], scope="places", start=-1)
+    )
+
+
+def _total(g: GraphBuilder, common: Common) -> str:
+    """int64 scalar, columns of the mask."""
+    return g.once("places/total", lambda: g.op("Cast", [common.total], scope="places", to=INT64))
 
 
 def _split(g: GraphBuilder, spec: DecoderSpec, packed: str, name: str) -> list[str]:

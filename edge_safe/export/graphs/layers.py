@@ -1,4 +1,4 @@
-"""One decoder layer, and the shared pieces around it, as nodes."""
+"""What decoder layers are made of, but for their attention, as stored weights and nodes."""
 
 from __future__ import annotations
 
