@@ -150,6 +150,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="JSON lines with a field 'prompt'")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if options.requests < 1:
+        parser.error(f"--requests is {options.requests}; give 1 or more")
     system = made_up_text(random.Random(1), SYSTEM_WORDS)
     found = {}
     for bundle in options.bundles:

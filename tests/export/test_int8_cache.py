@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,7 @@ import onnx
 import pytest
 
 from edge_safe import Decision, Policy, SafeModel
+from edge_safe.errors import BundleError
 from edge_safe.evaluation.speed.requests import Answers
 from edge_safe.export import export_bundle
 from edge_safe.runtime import prefill
@@ -194,6 +196,16 @@ def test_its_cache_takes_a_quarter_of_the_memory(bundles: dict[str, Path]) -> No
         for cache, bundle in bundles.items()
     }
     assert sizes["fp32"] == 4 * sizes["int8"]
+
+
+def test_a_cache_of_a_type_that_is_not_held_is_an_error(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundles["int8"], tmp_path / "b"))
+    text = (folder / "edge_safe.json").read_text().replace('"dtype": "int8"', '"dtype": "bfloat16"')
+    (folder / "edge_safe.json").write_text(text)
+    with pytest.raises(BundleError, match="bfloat16"):
+        opened(folder).assess(TEXTS[0])
 
 
 def test_a_cache_of_another_model_in_the_bundle_says_nothing_of_it(

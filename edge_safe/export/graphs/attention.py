@@ -183,8 +183,8 @@ def _read_prompt(
 ) -> str:
     """Attention of many new positions beside an int8 cache, by the float32 kernel.
 
-    The int8 kernel takes about five times as long for many positions. So earlier ones are read
-    from the cache, new ones see each other unrounded, and are rounded into the cache behind it.
+    The int8 kernel takes much longer for many positions. So earlier ones are read from the cache,
+    new ones see each other unrounded, and are rounded into the cache behind it.
 
     Args:
         g: The graph.
