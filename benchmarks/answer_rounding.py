@@ -4,11 +4,11 @@
 
 CHECKPOINT is a folder of transformers with a chat template (benchmarks/peers/setup.py leaves that
 of pebble's language model in its folder), the data has rows {"prompt", "chosen"}. The weights of
-the layers and of lm_head are rounded and given back in float32, everything else stays as it is:
-what decodes is compared, no kernel and no activation. Q4_0 is llama.cpp's own rounding of a block
-of 32, with lm_head in 8 bits. Over the first tokens of each answer: mean KL divergence of the next
-token from fp32's, perplexity of the answer against fp32's, share of the same likeliest token. The
-last line is one JSON object.
+the layers, of lm_head and of the embedding are rounded and given back in float32, everything else
+stays as it is: what decodes is compared, no kernel and no activation. Q4_0 is llama.cpp's own
+rounding of a block of 32, with embedding and lm_head in 8 bits. Over the first tokens of each
+answer: mean KL divergence of the next token from fp32's, perplexity of the answer against fp32's,
+share of the same likeliest token. The last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Job:
         calibration: Rows to re-fit the thresholds on, and the name of their file.
         acceptance: Rows to test on.
         clock: Tells progress.
-        command: The precision as it was asked for.
+        command: The precision as it was asked for, and the tables' formats if they were.
         policy: What the bundle comes with.
     """
 
@@ -198,7 +198,7 @@ def export_bundle(
             fitted_on,
             tested_on,
             clock,
-            precision,
+            _asked_for(precision, embedding, lm_head),
             own_policy,
         )
         seen = None
@@ -411,12 +411,18 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
+def _asked_for(precision: str, embedding: str | None, lm_head: str | None) -> str:
+    """The options that choose formats of matrices."""
+    options = {"--precision": precision, "--embedding": embedding, "--lm-head": lm_head}
+    return " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
+
+
 def _command(job: Job, form: Form) -> str:
     """The call, with what ``auto`` stood for and without the machine's own folders."""
     layer = "none" if job.plan.exit_layer is None else str(job.plan.exit_layer)
     words = [
         f"edge-safe export {job.source.resolve().name} --out {job.out.name}",
-        f"--target {job.target.name} --precision {job.command} --exit-layer {layer}",
+        f"--target {job.target.name} {job.command} --exit-layer {layer}",
     ]
     if form.release is not None:
         words.append(f"--release {form.release.name}")

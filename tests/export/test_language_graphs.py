@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from edge_safe.export import export_bundle
 from edge_safe.export.families.base import find_family
 from edge_safe.export.graphs.store import WeightStore
 from edge_safe.export.language_graphs import Cache, LanguageGraphs
@@ -298,6 +299,16 @@ def test_graphs_share_one_weights_file(bundle: str, request: pytest.FixtureReque
     assert places["gate"]["rope.0.cosine"] == places["decoder"]["rope.0.cosine"]
     assert not any(name.startswith("layers.2") for name in places["gate"])
     assert not any(name.startswith("layers.1.") for name in places["decoder"])
+
+
+@pytest.mark.parametrize("precision", ["int4-fast", "int4-rows"])
+def test_a_tied_embedding_of_four_bits_is_lm_head_itself(
+    precision: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    export_bundle(tiny_checkpoint, tmp_path / "b", precision=precision)
+    table, head = (external(tmp_path / "b" / f"{n}.onnx") for n in ("embed_tokens", "decoder"))
+    assert len(table) == 3
+    assert set(table.values()) <= set(head.values())
 
 
 @pytest.mark.parametrize("bundle", ["tiny_bundle", "tiny_bundle_int4"])

@@ -281,6 +281,8 @@ def test_tables_are_stored_as_they_are_asked_for(tiny_checkpoint: Path, tmp_path
         tiny_checkpoint, tmp_path / "b", precision="int4", embedding="fp16", lm_head="int8"
     )
     assert {m.kind: m.bits for m in report.matrices} == {"layers": 4, "embedding": 16, "lm_head": 8}
+    command = load_manifest(tmp_path / "b").provenance.command
+    assert "--precision int4 --embedding fp16 --lm-head int8" in command
 
 
 @pytest.mark.parametrize(("cache", "bound"), [("fp16", 0.01), ("int8", 0.1)])
