@@ -158,9 +158,9 @@ PRECISIONS = {
         Precision("int4", "4 bits in blocks of 32 with offsets: the default of devices", INT4),
         Precision(
             "int4-fast",
-            "int4 below the gate; above it blocks of 128, all tables in 4 bits: decodes faster",
+            "int4 below the gate; above it blocks of 128, and lm_head in 4 bits: decodes faster",
             FAST,
-            embedding=TABLE_FORMATS["int4"],
+            lm_head=TABLE_FORMATS["int4"],
             below_gate=INT4,
         ),
         Precision(
@@ -179,7 +179,7 @@ PRECISIONS = {
             "int4-rows",
             "int8-rows below the gate, int4-fast above it: reads prompts fast in little memory",
             FAST,
-            embedding=TABLE_FORMATS["int4"],
+            lm_head=TABLE_FORMATS["int4"],
             below_gate=ROWS,
         ),
         *(_int4(symmetric, block) for symmetric in (True, False) for block in (32, 64, 128)),

@@ -15,6 +15,7 @@ from edge_safe.errors import PromptError
 from edge_safe.runtime.lazy_memory import lazy_zeros
 from edge_safe.runtime.manifest import Manifest
 from edge_safe.runtime.session import Array, Binding, Buffer
+from edge_safe.runtime.spare_memory import SpareMemory
 
 STEP = 256
 """Positions that caches grow by."""
@@ -167,15 +168,21 @@ class GateColumns:
         heads: Heads H.
         head_dim: Their width dk.
         columns_of: Makes (1, 2, H, n, dk) columns of states by name, each (1, n, d).
+        memory: Where those of whole prompts are kept.
 
     Attributes:
         length: Columns that are valid, those not made yet included.
     """
 
     def __init__(
-        self, heads: int, head_dim: int, columns_of: Callable[[dict[str, Array]], Array]
+        self,
+        heads: int,
+        head_dim: int,
+        columns_of: Callable[[dict[str, Array]], Array],
+        memory: SpareMemory,
     ) -> None:
         self.length = 0
+        self._spare = memory
         self._data = np.zeros((1, 2, heads, 0, head_dim), np.float32)
         self._memory = self._data.reshape(-1)
         self._columns_of = columns_of
@@ -204,7 +211,7 @@ class GateColumns:
         size = math.prod(shape)
         if self.length == 0 and size <= self._memory.size:
             return self._memory[:size].reshape(shape)
-        return np.empty(shape, np.float32)
+        return self._spare.empty(shape)
 
     def take(self, columns: Array) -> None:
         """Replaces all columns by contiguous (1, 2, H, n, dk), which are not copied."""

@@ -29,8 +29,12 @@ from edge_safe.runtime.policy import STAGES, Policy, Stage
 from edge_safe.runtime.prefill import PREFILL, Span
 from edge_safe.runtime.prefix import Prefix, PrefixCache
 from edge_safe.runtime.session import Array, Session, open_sessions
+from edge_safe.runtime.spare_memory import SpareMemory
 from edge_safe.runtime.state import Owed, State
 from edge_safe.runtime.verdict import Decision, Verdict
+
+_SPARE_BYTES = 32 * 2**20
+"""Of the gate's columns of a prompt, kept for the next one: those of 1,700 positions of pebble."""
 
 _DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 
@@ -82,6 +86,7 @@ class Engine:
         # Where all of a prompt sees all of it, a beginning depends on what follows.
         whole = bundle.manifest.model.bidirectional == "prompt"
         self._prefixes = PrefixCache(0 if whole else prefix_bytes)
+        self._memory = SpareMemory(_SPARE_BYTES)
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -140,7 +145,7 @@ class Engine:
             KeyValueCache(manifest, np.dtype(_DTYPES[manifest.cache_dtype]), device),
             None
             if attention is None
-            else GateColumns(attention.heads, attention.head_dim, self._columns_of),
+            else GateColumns(attention.heads, attention.head_dim, self._columns_of, self._memory),
         )
 
     def stages(self, policy: Policy) -> tuple[Stage, ...]:

@@ -27,12 +27,20 @@ def lazy_zeros(count: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) 
     step = -(-items * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
     if not count * step:
         return [np.zeros(shape, dtype) for _ in range(count)]
+    pages = private_pages(count * step)
+    return [np.frombuffer(pages, dtype, items, i * step).reshape(shape) for i in range(count)]
+
+
+def private_pages(size: int) -> mmap.mmap:
+    """Zeroed pages of this process alone, which come from the system as they are written.
+
+    Raises:
+        MemoryError: The system has no room for them.
+    """
     try:
         if sys.platform == "win32":
-            pages = mmap.mmap(-1, count * step)
-        else:
-            # Not shared with a process that is forked, as they would be by default.
-            pages = mmap.mmap(-1, count * step, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            return mmap.mmap(-1, size)
+        # Not shared with a process that is forked, as they would be by default.
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
-        raise MemoryError(f"no room for {count * step} bytes: {error}") from error
-    return [np.frombuffer(pages, dtype, items, i * step).reshape(shape) for i in range(count)]
+        raise MemoryError(f"no room for {size} bytes: {error}") from error

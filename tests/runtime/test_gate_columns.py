@@ -7,6 +7,7 @@ import pytest
 
 from edge_safe.runtime.cache import STEP, GateColumns
 from edge_safe.runtime.session import Array
+from edge_safe.runtime.spare_memory import SpareMemory
 
 
 def columns_of(states: dict[str, Array]) -> Array:
@@ -15,7 +16,7 @@ def columns_of(states: dict[str, Array]) -> Array:
 
 
 def filled(count: int, number: float) -> tuple[GateColumns, Array]:
-    columns = GateColumns(1, 2, columns_of)
+    columns = GateColumns(1, 2, columns_of, SpareMemory(0))
     data = columns.room(count)
     data[:] = number
     columns.take(data)
@@ -73,7 +74,7 @@ def test_what_is_cut_off_does_not_come_back() -> None:
 
 
 def test_states_of_other_names_are_not_taken_for_those_before() -> None:
-    columns = GateColumns(1, 2, lambda states: states["a"])
+    columns = GateColumns(1, 2, lambda states: states["a"], SpareMemory(0))
     columns.defer(["a", "b"], np.zeros((2, 1, 2), np.float32))
     with pytest.raises(ValueError, match="follow"):
         columns.defer(["b", "a"], np.zeros((2, 1, 2), np.float32))

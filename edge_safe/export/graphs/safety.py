@@ -16,7 +16,7 @@ import onnx
 
 from edge_safe.export.graphs.builder import FLOAT, GraphBuilder
 from edge_safe.export.graphs.layers import norm
-from edge_safe.export.graphs.matrices import linear, store_linear
+from edge_safe.export.graphs.matrices import linear, marked_linear, store_linear
 from edge_safe.export.graphs.spans import HIDDEN
 from edge_safe.export.graphs.spec import FloatArray
 from edge_safe.export.graphs.store import WeightStore
@@ -259,9 +259,11 @@ def new_columns(
         scope = f"gate.layers.{source.layer}.attention"
         normed = norm(g, own, store.add(source.attention_norm), f"{scope}.norm", source.token.eps)
         joined = store_linear(store, np.concatenate([source.key, source.value]), form)
-        both = linear(g, normed, joined, f"{scope}.key_value")
+        product = f"{scope}.key_value"
         if form.bits < 16:
-            both = _with_what_is_no_number(g, both, normed, scope)
+            both = marked_linear(g, normed, joined, product, _mark(g, normed, scope))
+        else:
+            both = linear(g, normed, joined, product)
         shape = g.constant([0, 0, 2, len(source.key) // width, width])
         columns.append(g.op("Reshape", [both, shape], scope=scope))
     scope = f"gate.layers.{head.sources[-1].layer}.columns"
@@ -269,14 +271,13 @@ def new_columns(
     return g.op("Transpose", [split], scope=scope, perm=[0, 2, 3, 1, 4])
 
 
-def _with_what_is_no_number(g: GraphBuilder, product: str, x: str, scope: str) -> str:
-    """A product (B, S, N) of x (B, S, K), NaN wherever a position of x is not finite.
+def _mark(g: GraphBuilder, x: str, scope: str) -> str:
+    """(B, S, 1): 0 for each position of x (B, S, K), NaN where one of its numbers is not finite.
 
     What rounds its inputs makes a number of a NaN, and the gate would decide on it.
     """
     total = g.op("ReduceSum", [x, g.constant([-1])], scope=f"{scope}/finite", keepdims=1)
-    nothing = g.op("Mul", [total, g.floats(0.0)], scope=f"{scope}/finite")
-    return g.op("Add", [product, nothing], scope=f"{scope}/finite")
+    return g.op("Mul", [total, g.floats(0.0)], scope=f"{scope}/finite")
 
 
 def _penalty(
@@ -317,7 +318,6 @@ def _pool(
     width = head.query.shape[1]
     scope = f"{name}.pool"
     keys = g.op("Gather", [present, g.constant(0)], scope=f"{scope}/keys", axis=1)
-    values = g.op("Gather", [present, g.constant(1)], scope=f"{scope}/values", axis=1)
     query = (head.query / math.sqrt(width)).astype(np.float32)[:, :, None]
     score = g.op("MatMul", [keys, g.weight(f"{name}.query", store.add(query))], scope=scope)
     score = g.op("Squeeze", [score, g.constant([3])], scope=scope)
@@ -342,10 +342,29 @@ def _pool(
     score = g.op("Where", [seen, score, g.floats(HIDDEN)], scope=scope)
     share = g.op("Softmax", [score], scope=scope, axis=-1)
     share = g.op("Unsqueeze", [share, g.constant([2])], scope=f"{scope}/share")
+
     # The kernels leave anything at padded positions, NaN too, and 0 * NaN would reach the sum.
-    rows = g.op("Unsqueeze", [seen, g.constant([3])], scope=f"{scope}/seen")
-    values = g.op("Where", [rows, values, g.floats(0.0)], scope=f"{scope}/values")
-    return g.op("MatMul", [share, values], scope=f"{scope}/out")
+    def every() -> list[str]:
+        values = g.op("Gather", [present, g.constant(1)], scope=f"{scope}/values", axis=1)
+        rows = g.op("Unsqueeze", [seen, g.constant([3])], scope=f"{scope}/seen")
+        values = g.op("Where", [rows, values, g.floats(0.0)], scope=f"{scope}/values")
+        return [g.op("MatMul", [share, values], scope=f"{scope}/out")]
+
+    def alone() -> list[str]:
+        # Of one prompt they stand behind all that is seen: cut off, which is quicker than zeroed.
+        end = g.op("Reshape", [visible, g.constant([1])], scope=f"{scope}/end")
+        ends = g.op("Concat", [g.constant([2]), end], scope=f"{scope}/end", axis=0)
+        cut = [present, g.constant([1, 0]), ends, g.constant([1, 3])]
+        values = g.op("Slice", cut, scope=f"{scope}/values")
+        values = g.op("Squeeze", [values, g.constant([1])], scope=f"{scope}/values")
+        seen_share = g.op("Slice", [share, g.constant([0]), end, g.constant([3])], scope=scope)
+        return [g.op("MatMul", [seen_share, values], scope=f"{scope}/out")]
+
+    count = g.op("Shape", [present], scope=f"{scope}/prompts", end=1)
+    several = g.op("Greater", [count, g.constant([1])], scope=f"{scope}/prompts")
+    several = g.op("Squeeze", [several], scope=f"{scope}/prompts")
+    g.choose(several, every, alone, scope=scope, outputs=[f"{scope}/pooled"])
+    return f"{scope}/pooled"
 
 
 def keep_tail(g: GraphBuilder, values: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from onnx import helper
 from edge_safe.errors import ExportError
 
 # Scopes of the conditions whose first side computes what the second does, and more.
-KNOWN = ("gate", "early", "tail")
+KNOWN = ("gate", "gate.pool", "early", "early.pool", "tail")
 KNOWN_ENDING = ".spans"
 
 # Scopes of those whose sides give different values of one shape, neither of them costly.

@@ -1,0 +1,53 @@
+"""Memory that arrays left behind, kept for the next ones.
+
+What a prompt needs once comes from the system page by page, each zeroed first, and goes back when
+it is let go: for the gate's columns of 256 positions of pebble that is a millisecond of a hundred.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import weakref
+from collections import deque
+
+import numpy as np
+
+from edge_safe.runtime.lazy_memory import private_pages
+from edge_safe.runtime.session import Array
+
+_PIECE = 2**20
+"""Bytes that sizes are rounded up to; the system gives no memory to what nobody writes."""
+
+
+class SpareMemory:
+    """Hands out arrays in memory that earlier ones, of which no view is left, had. Thread-safe.
+
+    Args:
+        limit: Bytes that an array may leave behind; what is larger goes back to the system.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        # One is enough: requests follow each other.
+        self._spare: deque[mmap.mmap] = deque(maxlen=1)
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """An uninitialized float32 array.
+
+        Raises:
+            MemoryError: The system has no room for it.
+        """
+        size = 4 * math.prod(shape)
+        if not _PIECE <= size <= self._limit:
+            return np.empty(shape, np.float32)
+        try:
+            pages: mmap.mmap | None = self._spare.pop()
+        except IndexError:
+            pages = None
+        if pages is None or len(pages) < size:
+            pages = private_pages(-(-size // _PIECE) * _PIECE)
+        # Views of an array hold that array, so it lives as long as the last of them.
+        whole = np.frombuffer(pages, np.uint8)
+        weakref.finalize(whole, self._spare.append, pages).atexit = False
+        return whole[:size].view(np.float32).reshape(shape)

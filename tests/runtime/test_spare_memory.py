@@ -1,0 +1,80 @@
+"""Memory that is used again: never while anybody can still see it."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from edge_safe.runtime.session import Array
+from edge_safe.runtime.spare_memory import SpareMemory
+
+LARGE = (3, 2**18)  # 3 MiB
+
+
+def address(array: Array) -> int:
+    """Where its first element stands."""
+    return array.__array_interface__["data"][0]
+
+
+def test_an_array_takes_the_memory_of_one_that_is_gone() -> None:
+    memory = SpareMemory(2**24)
+    first = memory.empty(LARGE)
+    where = address(first)
+    del first
+    assert address(memory.empty((2, 2**18))) == where
+
+
+@pytest.mark.parametrize(
+    "view",
+    [lambda a: a[1:], lambda a: a.reshape(-1)[5:9], lambda a: a.view(np.uint8).T, memoryview],
+)
+def test_memory_that_somebody_still_sees_is_left_alone(view: object) -> None:
+    memory = SpareMemory(2**24)
+    first = memory.empty(LARGE)
+    first[:] = 7
+    kept = view(first)  # type: ignore[operator]
+    before = np.asarray(kept).copy()
+    del first
+    second = memory.empty(LARGE)
+    second[:] = 9
+    assert np.array_equal(np.asarray(kept), before)
+
+
+def test_a_larger_array_gets_memory_of_its_own() -> None:
+    memory = SpareMemory(2**24)
+    del_me = memory.empty((1, 2**18))
+    del del_me
+    large = memory.empty(LARGE)
+    large[:] = 1
+    assert large.shape == LARGE
+    assert large.dtype == np.float32
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 5), (2, 2**23)])
+def test_what_is_small_or_beyond_the_limit_is_not_kept(shape: tuple[int, ...]) -> None:
+    memory = SpareMemory(2**24)
+    array = memory.empty(shape)
+    assert array.shape == shape
+    del array
+    assert not memory._spare
+
+
+def test_threads_never_share_an_array() -> None:
+    memory = SpareMemory(2**24)
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(200):
+            array = memory.empty((1, 2**18))
+            array[:] = number
+            if not (array == number).all():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
