@@ -1,6 +1,7 @@
 """What each precision's lattice does to answers, beside llama.cpp's Q4_0.
 
-    python benchmarks/answer_rounding.py CHECKPOINT --data preferences.jsonl [--exit-layer 16]
+    python benchmarks/answer_rounding.py CHECKPOINT --data preferences.jsonl [--exit-layer 16] \
+        [--precision int4 int4-fast] [--embedding int4]
 
 CHECKPOINT is a folder of transformers with a chat template (benchmarks/peers/setup.py leaves that
 of pebble's language model in its folder), the data has rows {"prompt", "chosen"}. The weights of
@@ -14,6 +15,7 @@ share of the same likeliest token. The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import random
@@ -31,7 +33,12 @@ from transformers import (
 )
 
 from edge_safe.export.packing import dequantize
-from edge_safe.export.quantization import INT8, PRECISIONS, MatrixFormat
+from edge_safe.export.quantization import (
+    INT8,
+    PRECISIONS,
+    MatrixFormat,
+    precision_named,
+)
 from edge_safe.export.rounding import quantize
 
 Q4_0 = "llama.cpp Q4_0"
@@ -60,12 +67,15 @@ def in_format(form: MatrixFormat) -> Round:
     return rounded
 
 
-def methods(name: str, exit_layer: int | None) -> tuple[Callable[[int], Round], Round]:
-    """How a row rounds the matrices of each layer, and lm_head, where tokens are decoded."""
+def methods(
+    name: str, exit_layer: int | None, embedding: str | None
+) -> tuple[Callable[[int], Round], Round, Round]:
+    """How a row rounds the matrices of each layer, lm_head and embedding, where it decodes."""
     if name == Q4_0:
-        return (lambda _: as_q4_0), in_format(INT8)
-    row = PRECISIONS[name]
-    return (lambda index: in_format(row.of_layer(index, exit_layer))), in_format(row.head)
+        return (lambda _: as_q4_0), in_format(INT8), in_format(INT8)
+    row = precision_named(name, embedding)
+    of_layer = functools.partial(row.of_layer, exit_layer=exit_layer)
+    return (lambda index: in_format(of_layer(index))), in_format(row.head), in_format(row.embedding)
 
 
 def read_answers(
@@ -110,6 +120,7 @@ def main() -> None:
     parser.add_argument("--exit-layer", type=int, default=16)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--embedding", choices=["int8", "int4"], help="in place of the rows' own")
     known = [name for name, row in PRECISIONS.items() if row.weights.blocked]
     parser.add_argument("--precision", nargs="+", choices=known, default=["int4", "int4-fast"])
     options = parser.parse_args()
@@ -118,21 +129,21 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype=torch.float32).eval()
     answers = read_answers(options.data, tokenizer, options.rows, options.tokens)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    table = model.get_input_embeddings().weight.detach().clone()
-    head = weights["lm_head.weight"]
-    # The embedding is looked up as it is, so the two are no longer one.
+    table, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
+    # Each is rounded in its own format, so the two are no longer one.
     model.lm_head.weight = torch.nn.Parameter(head.clone())
-    model.get_input_embeddings().weight = torch.nn.Parameter(table)
+    model.get_input_embeddings().weight = torch.nn.Parameter(table.clone())
     exact = log_shares(model, answers)
     figures = {}
     for name in track([*options.precision, Q4_0], description="rounding"):
-        of_layer, of_head = methods(name, options.exit_layer)
+        of_layer, of_head, of_table = methods(name, options.exit_layer, options.embedding)
         with torch.no_grad():
             for key, parameter in model.named_parameters():
                 if ".layers." in key and parameter.dim() == 2:
                     index = int(key.split(".layers.")[1].split(".")[0])
                     parameter.copy_(of_layer(index)(weights[key]))
             model.lm_head.weight.copy_(of_head(head))
+            model.get_input_embeddings().weight.copy_(of_table(table))
         found = log_shares(model, answers)
         pairs = list(zip(exact, found, strict=True))
         kl = torch.cat([(one.exp() * (one - other)).sum(-1) for one, other in pairs])

@@ -64,7 +64,8 @@ run on this project's runtime with the same int4 weights, and a guard of the mod
 python benchmarks/peers/setup.py models/pebble
 python benchmarks/peers/setup.py models/pebble --shape qwen2_5-0_5b --out shape
 edge-safe export models/pebble --out int4-int8 --precision int4-int8 --kv-cache int8
-for precision in int4 int4-fast int4-rows; do
+edge-safe export models/pebble --out int4-rows --precision int4-rows --embedding int4
+for precision in int4 int4-fast; do
   edge-safe export models/pebble --out $precision --precision $precision
 done
 for precision in int4 int4-fast int4-rows int4-int8; do
@@ -75,10 +76,9 @@ for precision in int4 int4-fast int4-rows int4-int8; do
 done
 edge-safe export shape/checkpoint --out shape/int4-int8 --precision int4-int8 --kv-cache int8 \\
   --allow-unaccepted
-for precision in int4-fast int4-rows; do
-  edge-safe export shape/checkpoint --out shape/$precision --precision $precision \\
-    --allow-unaccepted
-done
+edge-safe export shape/checkpoint --out shape/int4-rows --precision int4-rows --embedding int4 \\
+  --allow-unaccepted
+edge-safe export shape/checkpoint --out shape/int4-fast --precision int4-fast --allow-unaccepted
 for precision in int4-fast int4-rows int4-int8; do
   edge-safe bench shape/$precision 256 --runs 7 --threads 2 --json --peers-folder shape \\
     --peer llama-cpp-q4_0 --peer llama-cpp-q8_0 --peer onnxruntime-genai --peer transformers \\
