@@ -45,8 +45,12 @@ class SpareMemory:
             pages: mmap.mmap | None = self._spare.pop()
         except IndexError:
             pages = None
-        if pages is None or len(pages) < size:
-            pages = private_pages(-(-size // _PIECE) * _PIECE)
+        needed = -(-size // _PIECE) * _PIECE
+        if pages is None or len(pages) < needed or not hasattr(mmap, "MADV_DONTNEED"):
+            pages = private_pages(needed)
+        elif len(pages) > needed:
+            # Nobody counts what stands behind the array, so it goes back.
+            pages.madvise(mmap.MADV_DONTNEED, needed, len(pages) - needed)
         # Views of an array hold that array, so it lives as long as the last of them.
         whole = np.frombuffer(pages, np.uint8)
         weakref.finalize(whole, self._spare.append, pages).atexit = False

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ LARGE = (3, 2**18)  # 3 MiB
 
 def address(array: Array) -> int:
     """Where its first element stands."""
-    return array.__array_interface__["data"][0]
+    return int(array.__array_interface__["data"][0])
 
 
 def test_an_array_takes_the_memory_of_one_that_is_gone() -> None:
@@ -50,6 +53,22 @@ def test_a_larger_array_gets_memory_of_its_own() -> None:
     large[:] = 1
     assert large.shape == LARGE
     assert large.dtype == np.float32
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
+def test_what_a_smaller_array_leaves_over_goes_back() -> None:
+    def resident() -> int:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * mmap.PAGESIZE
+
+    memory = SpareMemory(2**28)
+    large = memory.empty((2**26,))
+    large[:] = 1
+    del large
+    before = resident()
+    small = memory.empty((2**20,))
+    small[:] = 2
+    assert before - resident() > 200 * 2**20
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 5), (2, 2**23)])
