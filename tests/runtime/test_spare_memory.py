@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,11 @@ def test_an_array_takes_the_memory_of_one_that_is_gone() -> None:
     "view",
     [lambda a: a[1:], lambda a: a.reshape(-1)[5:9], lambda a: a.view(np.uint8).T, memoryview],
 )
-def test_memory_that_somebody_still_sees_is_left_alone(view: object) -> None:
+def test_memory_that_somebody_still_sees_is_left_alone(view: Callable[[Array], object]) -> None:
     memory = SpareMemory(2**24)
     first = memory.empty(LARGE)
     first[:] = 7
-    kept = view(first)  # type: ignore[operator]
+    kept = view(first)
     before = np.asarray(kept).copy()
     del first
     second = memory.empty(LARGE)
@@ -47,8 +48,8 @@ def test_memory_that_somebody_still_sees_is_left_alone(view: object) -> None:
 
 def test_a_larger_array_gets_memory_of_its_own() -> None:
     memory = SpareMemory(2**24)
-    del_me = memory.empty((1, 2**18))
-    del del_me
+    small = memory.empty((1, 2**18))
+    del small
     large = memory.empty(LARGE)
     large[:] = 1
     assert large.shape == LARGE
