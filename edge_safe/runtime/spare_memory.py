@@ -41,17 +41,26 @@ class SpareMemory:
         size = 4 * math.prod(shape)
         if not _PIECE <= size <= self._limit:
             return np.empty(shape, np.float32)
-        try:
-            pages: mmap.mmap | None = self._spare.pop()
-        except IndexError:
-            pages = None
-        needed = -(-size // _PIECE) * _PIECE
-        if pages is None or len(pages) < needed or not hasattr(mmap, "MADV_DONTNEED"):
-            pages = private_pages(needed)
-        elif len(pages) > needed:
-            # Nobody counts what stands behind the array, so it goes back.
-            pages.madvise(mmap.MADV_DONTNEED, needed, len(pages) - needed)
+        pages = self._pages(-(-size // _PIECE) * _PIECE)
         # Views of an array hold that array, so it lives as long as the last of them.
         whole = np.frombuffer(pages, np.uint8)
         weakref.finalize(whole, self._spare.append, pages).atexit = False
         return whole[:size].view(np.float32).reshape(shape)
+
+    def _pages(self, size: int) -> mmap.mmap:
+        """New pages, or spare ones that are in memory no further than ``size`` bytes."""
+        try:
+            pages = self._spare.pop()
+        except IndexError:
+            return private_pages(size)
+        if len(pages) == size:
+            return pages
+        if len(pages) > size and hasattr(mmap, "MADV_DONTNEED"):
+            # Nobody counts what stands behind the array, so it goes back.
+            try:
+                pages.madvise(mmap.MADV_DONTNEED, size, len(pages) - size)
+            except OSError:
+                # A process that locks its memory keeps all of it.
+                return private_pages(size)
+            return pages
+        return private_pages(size)

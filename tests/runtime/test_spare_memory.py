@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import sys
 import threading
@@ -70,6 +71,19 @@ def test_what_a_smaller_array_leaves_over_goes_back() -> None:
     small = memory.empty((2**20,))
     small[:] = 2
     assert before - resident() > 200 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="locks memory as Linux does")
+def test_memory_that_is_locked_does_not_fail_a_smaller_array() -> None:
+    memory = SpareMemory(2**24)
+    large = memory.empty((2**20,))
+    lock = ctypes.CDLL(None).mlock
+    if lock(ctypes.c_void_p(address(large)), ctypes.c_size_t(large.nbytes)):
+        pytest.skip("this process may not lock 4 MiB")
+    del large
+    small = memory.empty((2**18,))
+    small[:] = 3
+    assert (small == 3).all()
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 5), (2, 2**23)])
