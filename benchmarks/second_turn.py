@@ -20,7 +20,7 @@ from edge_safe.evaluation.speed.samples import quartiles
 from edge_safe.runtime.bundle import ON_THE_HOST
 from edge_safe.runtime.verdict import Decision
 
-LANGUAGE = {"gate", "gate_late", "gate_prefill", "gate_columns", "decoder", "decoder_prefill"}
+LANGUAGE = {"gate", "gate_late", "gate_prefill", "decoder", "decoder_prefill"}
 
 
 def main() -> None:

@@ -64,16 +64,9 @@ class Graph:
         self._spec: DecoderSpec = llama_spec(lab.language.config)
         self._layer = layer
         self._slot = lab.run.tokens.safe_id
-        self._shape = (lab.recipe.heads.attention_heads, lab.recipe.heads.head_dim)
         self._embed = Session(folder / EMBEDDING, threads=threads)
         name = WHOLE if layer is None else _file(layer)
         self._session = Session(folder / name, threads=threads)
-
-    def shaped_as(self, safety: SafetyModule) -> Graph:
-        """Takes over the shape of a safety module that is not the recipe's."""
-        count = 1 if self._layer is None else len(safety.layers_at(self._layer))
-        self._shape = (safety.config.attention_heads * count, safety.config.attention_head_dim)
-        return self
 
     def log_odds(self, prompt: Sequence[int]) -> float:
         """Unsafe - safe of a prompt without its slot T."""
@@ -100,8 +93,8 @@ class Graph:
             feeds[f"past_key_values.{index}.key"] = nothing
             feeds[f"past_key_values.{index}.value"] = nothing
         if self._layer is not None:
-            heads, width = self._shape
-            feeds["gate_past"] = np.zeros((1, 2, heads, 0, width), np.float32)
+            layers = self._session.shape("gate_past")[1]
+            feeds["gate_past"] = np.zeros((1, layers, 0, spec.hidden_size), np.float32)
         return self._session.run(feeds)
 
 

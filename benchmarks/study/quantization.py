@@ -159,7 +159,7 @@ def _graph(
     """Log-odds of the exporter's gate graph."""
     with TemporaryDirectory(prefix="study") as folder:
         emit(lab, safety, (lab.layer,), precision, Path(folder))
-        graph = Graph(lab, Path(folder), lab.layer).shaped_as(safety)
+        graph = Graph(lab, Path(folder), lab.layer)
         odds = []
         for number, example in enumerate(examples, 1):
             odds.append(graph.log_odds(example.prompts[0]))

@@ -79,7 +79,7 @@ def with_stages(
 def _safety(plan: SafetyPlan, policy: Policy) -> schema.Safety:
     attention = None
     if plan.head is not None:
-        attention = schema.AttentionInfo(*plan.columns)
+        attention = schema.AttentionInfo(plan.columns)
     return schema.Safety(
         safe_token_id=plan.safe_token_id,
         unsafe_token_id=plan.unsafe_token_id,

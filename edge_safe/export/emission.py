@@ -16,7 +16,6 @@ from edge_safe.export.families.base import Emission, Opened
 from edge_safe.export.graphs.cut_gate import early_graph, late_graph
 from edge_safe.export.graphs.decoder import (
     ModelWeights,
-    columns_graph,
     decoder_graph,
     embedding_graph,
     gate_graph,
@@ -28,7 +27,7 @@ from edge_safe.export.graphs.store import WeightStore
 from edge_safe.export.language_graphs import LanguageGraphs
 from edge_safe.export.language_parity import check_language
 from edge_safe.export.parity import FP32_TOLERANCE, check_towers, require
-from edge_safe.export.quantization import PLAIN, ROWS, MatrixFormat, Precision
+from edge_safe.export.quantization import Precision
 from edge_safe.export.reference import Reference
 from edge_safe.export.report import HELD, STREAMED, MatrixRecord, Parity
 from edge_safe.export.safety_plan import SafetyPlan
@@ -50,34 +49,17 @@ class Form:
         cache: Of keys and values.
         seen: What flows through the torch model; None where neither asks for it.
         release: The TensorRT that reads the graphs; None for ONNX Runtime's own operators.
-        whole_rows: Whether the provider has products of matrices with a scale per row.
     """
 
     precision: Precision
     cache: CacheFormat
     seen: Activations | None
     release: Release | None = None
-    whole_rows: bool = False
 
     @property
     def exact(self) -> bool:
         """Whether nothing is rounded."""
         return self.precision.exact and self.cache == "fp32"
-
-    @property
-    def gate(self) -> MatrixFormat:
-        """How the matrix of the gate's own keys and values is packed: in 8 bits at least.
-
-        It reads prompts alone, at which whole rows are seven times as fast as blocks on a CPU
-        with AVX-512 and VNNI.
-        """
-        layers = self.precision.weights
-        if layers.bits >= 16:
-            return PLAIN
-        rounds_inputs = layers.accuracy_level == ROWS.accuracy_level
-        if self.whole_rows and rounds_inputs:
-            return ROWS
-        return MatrixFormat(8, accuracy_level=layers.accuracy_level)
 
 
 def emit(
@@ -127,12 +109,11 @@ def _emit(
             )
         embedding_graph(weights, spec).save(folder / "embed_tokens.onnx")
         if form.release is not None:
-            _save_cut_graphs(folder, weights, spec, plan, store, form.gate)
+            _save_cut_graphs(folder, weights, spec, plan, store)
         else:
-            _save_graphs(folder, weights, spec, plan, store, form.gate, "")
+            _save_graphs(folder, weights, spec, plan, store, "")
         if weights.prefill:
-            prefill = weights.for_prefill()
-            _save_graphs(folder, prefill, spec, plan, store, form.gate, PREFILL)
+            _save_graphs(folder, weights.for_prefill(), spec, plan, store, PREFILL)
         records = _language_records(weights)
         if opened.towers:
             with clock.step("towers") as share:
@@ -149,25 +130,17 @@ def _save_graphs(
     spec: DecoderSpec,
     plan: SafetyPlan,
     store: WeightStore,
-    form: MatrixFormat,
     suffix: str,
 ) -> None:
-    """Writes gate and decoder over some layers, the gate's own matrix in a format.
+    """Writes gate and decoder over some layers.
 
     Slot T of a prompt goes through the decoder for single tokens, so that lm_head is packed once.
     """
     single = bool(weights.prefill) and suffix == ""
     if plan.exit_layer is not None and plan.head is not None:
         early = None if plan.early is None else plan.early.head
-        gate = gate_graph(
-            weights, spec, plan.exit_layer, plan.head, store, form, early, single=single
-        )
+        gate = gate_graph(weights, spec, plan.exit_layer, plan.head, store, early, single=single)
         gate.save(folder / f"gate{suffix}.onnx")
-        if suffix == "":
-            columns = columns_graph(
-                spec.hidden_size, plan.exit_layer, plan.head, store, form, early
-            )
-            columns.save(folder / "gate_columns.onnx")
     decoder = decoder_graph(
         weights,
         spec,
@@ -186,16 +159,15 @@ def _save_cut_graphs(
     spec: DecoderSpec,
     plan: SafetyPlan,
     store: WeightStore,
-    form: MatrixFormat,
 ) -> None:
     """Writes gate and decoder so that no run depends on a condition inside a graph."""
     if plan.exit_layer is not None and plan.head is not None:
         if plan.early is None:
-            gate = gate_graph(weights, spec, plan.exit_layer, plan.head, store, form)
+            gate = gate_graph(weights, spec, plan.exit_layer, plan.head, store)
         else:
             early = plan.early.head
-            gate = early_graph(weights, spec, early, plan.head, store, form)
-            late = late_graph(weights, spec, plan.exit_layer, early, plan.head, store, form)
+            gate = early_graph(weights, spec, early, plan.head, store)
+            late = late_graph(weights, spec, plan.exit_layer, early, plan.head, store)
             late.save(folder / f"gate{LATE}.onnx")
         gate.save(folder / "gate.onnx")
     decoder = decoder_graph(weights, spec, plan.exit_layer, plan.final, store)
@@ -216,13 +188,12 @@ def compare_with_torch(
         ExportError: An exact graph differs, or a quantized one gives no finite numbers.
     """
     tolerance = FP32_TOLERANCE if form.exact else None
-    shape = plan.columns
     with clock.step("compare with torch") as share:
         graphs = LanguageGraphs(
             folder,
             opened.spec,
             plan.exit_layer,
-            shape,
+            plan.columns,
             form.cache,
             () if form.seen is None else form.seen.caches,
         )

@@ -18,7 +18,14 @@ from edge_safe.export.cache_format import CacheFormat, cache_scales
 from edge_safe.export.graphs.spec import DecoderSpec
 from edge_safe.runtime.gate import EARLY_VERDICT
 from edge_safe.runtime.manifest import CAPACITY, LATE
-from edge_safe.runtime.prefill import ATTENTION_END, DEEPSTACK, EARLY_BOUND, PREFILL, Span
+from edge_safe.runtime.prefill import (
+    ATTENTION_END,
+    DEEPSTACK,
+    EARLY_BOUND,
+    PREFILL,
+    STATES,
+    Span,
+)
 from edge_safe.runtime.session import Session
 
 Array = npt.NDArray[Any]
@@ -32,7 +39,7 @@ class Cache:
 
     Attributes:
         layers: (B, kv_heads, P, head_dim) keys and values of every layer.
-        gate: (B, 2, H, G, dk), None without a gate.
+        gate: (B, K, G, d) states of the layers that it reads, None without a gate.
     """
 
     layers: tuple[tuple[Array, Array], ...]
@@ -68,7 +75,7 @@ class LanguageGraphs:
         folder: Path,
         spec: DecoderSpec,
         exit_layer: int | None,
-        gate_shape: tuple[int, int],
+        gate_layers: Sequence[int],
         cache_format: CacheFormat = "fp32",
         reaches: Sequence[CacheReach] = (),
     ) -> None:
@@ -76,12 +83,11 @@ class LanguageGraphs:
         self._reaches = reaches
         self.spec = spec
         self.exit_layer = exit_layer
-        self._gate_shape = gate_shape
+        self._gate_layers = gate_layers
         self._embed = Session(folder / "embed_tokens.onnx", threads=1)
         gated = exit_layer is not None
         self._gate = Session(folder / "gate.onnx", threads=1) if gated else None
         self._late = _opened(folder / f"gate{LATE}.onnx")
-        self._columns = _opened(folder / "gate_columns.onnx")
         self._decoder = Session(folder / "decoder.onnx", threads=1)
         self._prefill_gate, self._prefill_decoder = self._gate, self._decoder
         if (folder / f"decoder{PREFILL}.onnx").exists():
@@ -97,8 +103,8 @@ class LanguageGraphs:
         """Nothing seen yet."""
         spec = self.spec
         nothing = np.zeros((batch, spec.kv_heads, 0, spec.head_dim), CACHE_TYPES[self._cache])
-        heads, width = self._gate_shape
-        gate = np.zeros((batch, 2, heads, 0, width), np.float32) if self._gate else None
+        shape = (batch, len(self._gate_layers), 0, spec.hidden_size)
+        gate = np.zeros(shape, np.float32) if self._gate else None
         return Cache(tuple((nothing, nothing) for _ in range(spec.layers)), gate)
 
     def cached(self, cache: Cache) -> tuple[tuple[Array, Array], ...]:
@@ -160,9 +166,11 @@ class LanguageGraphs:
             states, verdict = found["hidden_states"], found["verdict_logits"]
             early = found.get(EARLY_VERDICT)
             gate_cache = found["gate_present"]
-            if decoding and self._columns is not None:
-                new = _run(self._columns, found)["gate_columns"]
-                gate_cache = np.concatenate([gate_cache, new], axis=3)
+            if gate_cache.shape[2] == cache.gate.shape[2]:
+                # A single position leaves its states by names of their own.
+                left = [found[name] for name in gate.outputs if name.startswith(STATES)]
+                new = np.stack([*left, states], axis=1)
+                gate_cache = np.concatenate([gate_cache, new], axis=2)
             presents += _present(found, layers)
         layers = range(self.exit_layer or 0, self.spec.layers)
         source = "inputs_embeds" if gate is None else "hidden_states"

@@ -205,7 +205,7 @@ def _whole(
         wanted = {
             "hidden_states": expected.hidden_states,
             "verdict_logits": expected.gate_verdict,
-            "gate_present": expected.gate_columns,
+            "gate_present": expected.gate_present,
         }
         if found.early_verdict is not None and expected.early_verdict is not None:
             outputs[EARLY_VERDICT] = found.early_verdict
@@ -250,7 +250,7 @@ def _with_past(
         states,
         expected.gate_verdict,
         expected.early_verdict,
-        expected.gate_columns,
+        expected.gate_present,
         expected.final_verdict,
         expected.logits,
         expected.caches,

@@ -245,7 +245,7 @@ def _form(
                 "choose another."
             )
         cache = "fp16"
-    return Form(row, cache_format_named(cache), None, whole_rows=not target.half_caches)
+    return Form(row, cache_format_named(cache), None)
 
 
 def _tensorrt_forms(

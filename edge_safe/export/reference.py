@@ -55,7 +55,7 @@ class Expected:
         hidden_states: (B, S, d) entering the exit layer, None without a gate.
         gate_verdict: (B, 2), None without a gate.
         early_verdict: (B, 2) of the early exit, None without one.
-        gate_columns: (B, 2, H, S, dk) the safety attention's keys and values, the early exit's
+        gate_present: (B, K, S, d) states entering the layers that heads read, the early exit's
             first; None without a gate.
         final_verdict: (B, 2).
         logits: (B, V) at slot T.
@@ -65,7 +65,7 @@ class Expected:
     hidden_states: Array | None
     gate_verdict: Array | None
     early_verdict: Array | None
-    gate_columns: Array | None
+    gate_present: Array | None
     final_verdict: Array
     logits: Array
     caches: tuple[tuple[Array, Array], ...]
@@ -155,7 +155,7 @@ class Reference:
         states = output.hidden_states
         slot = torch.from_numpy(mask).sum(1) - 1
         rows = torch.arange(len(mask))
-        hidden = verdict = early = columns = None
+        hidden = verdict = early = present = None
         if self._layer is not None and self._module is not None:
             hidden = states[self._layer]
             verdict = float_array(self._module.read(self._layer, states, seen).verdict_logits)
@@ -163,7 +163,8 @@ class Reference:
             if self._early is not None:
                 early = float_array(self._module.read(self._early, states, seen).verdict_logits)
                 layers = (*self._module.layers_at(self._early), *layers)
-            columns = float_array(_gate_columns(self._module, layers, states))
+            # A layer that both read is there once.
+            present = float_array(torch.stack([states[k] for k in dict.fromkeys(layers)], dim=1))
         caches = tuple(
             (float_array(layer.keys), float_array(layer.values))
             for layer in output.past_key_values.layers
@@ -172,7 +173,7 @@ class Reference:
             None if hidden is None else float_array(hidden),
             verdict,
             early,
-            columns,
+            present,
             float_array(self._read_final(states[-1], seen)),
             float_array(output.logits[rows, slot]),
             caches,
@@ -362,25 +363,11 @@ def _row(batch: Expected, row: int, length: int) -> Expected:
         cut(batch.hidden_states, 1),
         whole(batch.gate_verdict),
         whole(batch.early_verdict),
-        cut(batch.gate_columns, 3),
+        cut(batch.gate_present, 2),
         batch.final_verdict[row : row + 1],
         batch.logits[row : row + 1],
         tuple((kept(keys), kept(values)) for keys, values in batch.caches),
     )
-
-
-def _gate_columns(safety: SafetyModule, layers: Sequence[int], states: Sequence[Tensor]) -> Tensor:
-    """(B, 2, H, S, dk) keys and values of the safety attentions of some layers."""
-    found = []
-    for source in layers:
-        attention = safety.head(source).attention
-        normed = attention.norm(states[source])
-        shape = (*normed.shape[:2], attention.heads, attention.head_dim)
-        both = (
-            part(normed).view(shape).transpose(1, 2) for part in (attention.key, attention.value)
-        )
-        found.append(torch.stack(tuple(both), dim=1))
-    return torch.cat(found, dim=2)
 
 
 def _before_slot(mask: Tensor) -> Tensor:

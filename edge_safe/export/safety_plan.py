@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from edge_safe.errors import ExportError, UsageError
 from edge_safe.export.families.base import Opened, float_array
+from edge_safe.export.graphs.early_exit import rows_of_gate_past
 from edge_safe.export.graphs.safety import GateHead, GateSource, TokenRows
 from edge_safe.models.safety_file import SAFETY_JSON, Calibration, SafetyFile, read_safety
 from edge_safe.models.safety_file import stage_name as stage_key
@@ -62,12 +63,11 @@ class SafetyPlan:
     early: EarlyPlan | None = None
 
     @property
-    def columns(self) -> tuple[int, int]:
-        """Heads of the gate's own keys and values, the early exit's first, and their width."""
+    def columns(self) -> list[int]:
+        """Layers whose entering states stand in gate_past, in their order."""
         if self.head is None:
-            return 0, 0
-        heads, width = self.head.query.shape
-        return heads + (0 if self.early is None else len(self.early.head.query)), width
+            return []
+        return rows_of_gate_past(self.head, None if self.early is None else self.early.head)
 
     @property
     def first_stage(self) -> Stage:

@@ -1,4 +1,4 @@
-"""What a request remembers: keys and values of the model, and the gate's own columns.
+"""What a request remembers: keys and values of the model, and the columns of its gate.
 
 Both grow in steps and are never copied per token. Rolling back is forgetting a length: nothing
 beyond it is ever read.
@@ -7,7 +7,7 @@ beyond it is ever read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -158,120 +158,107 @@ class KeyValueCache:
 
 
 class GateColumns:
-    """Keys and values of the safety attention for every position the gate has seen.
+    """The states that safety attention reads of every position the gate has seen, a column each.
 
-    Kept apart from the model's cache, since a refused turn leaves that one and stays here. Of
-    decoded tokens it keeps the states alone until somebody asks: nobody does before the next turn,
-    and then one run makes the columns of all of them.
+    Kept apart from the model's cache, since a refused turn leaves that one and stays here. Columns
+    of decoded tokens are put behind the others when somebody asks: nobody does before the next
+    turn.
 
     Args:
-        heads: Heads H.
-        head_dim: Their width dk.
-        columns_of: Makes (1, 2, H, n, dk) columns of states by name, each (1, n, d).
+        layers: Layers K whose entering states the gate reads.
+        width: Of a state, d.
         memory: Where those of whole prompts are kept.
 
     Attributes:
-        length: Columns that are valid, those not made yet included.
+        length: Columns that are valid.
     """
 
-    def __init__(
-        self,
-        heads: int,
-        head_dim: int,
-        columns_of: Callable[[dict[str, Array]], Array],
-        memory: SpareMemory,
-    ) -> None:
+    def __init__(self, layers: int, width: int, memory: SpareMemory) -> None:
         self.length = 0
         self._spare = memory
-        self._data = np.zeros((1, 2, heads, 0, head_dim), np.float32)
+        self._data = np.zeros((1, layers, 0, width), np.float32)
         self._memory = self._data.reshape(-1)
-        self._columns_of = columns_of
-        self._names: Sequence[str] = ()
-        self._unmade: list[Array] = []
+        self._single: list[Array] = []
 
     def size_of(self, length: int) -> int:
         """Bytes that columns of so many positions take."""
-        row = math.prod((*self._data.shape[:3], self._data.shape[4])) * self._data.itemsize
-        return -(-length // STEP) * STEP * row
+        return -(-length // STEP) * STEP * self._column_bytes
 
     @property
     def size(self) -> int:
         """Bytes that they take now."""
-        states = sum(one.nbytes for one in self._unmade)
-        return self._memory.nbytes + states
+        return self._memory.nbytes + len(self._single) * self._column_bytes
+
+    @property
+    def _column_bytes(self) -> int:
+        _, layers, _, width = self._data.shape
+        return layers * width * self._data.itemsize
 
     def free(self) -> None:
         """Forgets everything, the memory included."""
-        self.length, self._unmade = 0, []
-        self._hold(self._data[:, :, :, :0].copy())
+        self.length, self._single = 0, []
+        self._hold(self._data[:, :, :0].copy())
 
     def room(self, count: int) -> Array:
-        """Uninitialized (1, 2, H, G + count, dk), for ``take``."""
-        shape = (*self._data.shape[:3], self.length + count, self._data.shape[4])
+        """Uninitialized (1, K, G + count, d), for ``take``."""
+        _, layers, _, width = self._data.shape
+        shape = (1, layers, self.length + count, width)
         size = math.prod(shape)
         if self.length == 0 and size <= self._memory.size:
             return self._memory[:size].reshape(shape)
         return self._spare.empty(shape)
 
     def take(self, columns: Array) -> None:
-        """Replaces all columns by contiguous (1, 2, H, n, dk), which are not copied."""
+        """Replaces all columns by contiguous (1, K, n, d), which are not copied."""
         self._hold(columns)
-        self._unmade, self.length = [], columns.shape[3]
+        self._single, self.length = [], columns.shape[2]
 
     def view(self) -> Array:
-        """(1, 2, H, G, dk) the valid columns, contiguous; they may change with this object."""
-        self._make()
-        return np.ascontiguousarray(self._data[:, :, :, : self.length])
+        """(1, K, G, d) the valid columns, contiguous; they may change with this object."""
+        self._join()
+        return np.ascontiguousarray(self._data[:, :, : self.length])
 
     def empty(self) -> Array:
-        """(1, 2, H, 0, dk), what the gate is given while decoding."""
-        return np.ascontiguousarray(self._data[:, :, :, :0])
+        """(1, K, 0, d), what the gate is given while decoding."""
+        return np.ascontiguousarray(self._data[:, :, :0])
 
-    def defer(self, names: Sequence[str], states: Array) -> None:
-        """Appends one position by a copy of its states (K, 1, d).
-
-        Raises:
-            ValueError: Positions that are still kept so have states of other names.
-        """
-        if self._unmade and names != self._names:
-            raise ValueError(f"states {list(names)} follow states {list(self._names)}")
-        self._names = names
-        self._unmade.append(states.copy())
+    def append_single(self, column: Array) -> None:
+        """Appends a copy of one (1, K, 1, d) column, at the cost of little more than that."""
+        self._single.append(column.copy())
         self.length += 1
 
     def append(self, columns: Array) -> None:
-        """Appends (1, 2, H, S, dk) columns."""
-        self._make()
+        """Appends (1, K, S, d) columns."""
+        self._join()
         self._write(columns)
 
     def _write(self, columns: Array) -> None:
         """Appends behind ``length``."""
-        end = self.length + columns.shape[3]
-        if end > self._data.shape[3]:
-            grown = np.zeros(
-                (*self._data.shape[:3], -(-end // STEP) * STEP, self._data.shape[4]), np.float32
-            )
-            grown[:, :, :, : self.length] = self._data[:, :, :, : self.length]
+        end = self.length + columns.shape[2]
+        if end > self._data.shape[2]:
+            _, layers, _, width = self._data.shape
+            grown = np.zeros((1, layers, -(-end // STEP) * STEP, width), np.float32)
+            grown[:, :, : self.length] = self._data[:, :, : self.length]
             self._hold(grown)
-        self._data[:, :, :, self.length : end] = columns
+        self._data[:, :, self.length : end] = columns
         self.length = end
 
     def first(self, count: int) -> Array:
         """A copy of the first ``count`` columns."""
-        self._make()
-        columns: Array = self._data[:, :, :, :count].copy()
+        self._join()
+        columns: Array = self._data[:, :, :count].copy()
         return columns
 
     def since(self, length: int) -> Array:
         """A copy of the columns from ``length`` on."""
-        self._make()
-        columns: Array = self._data[:, :, :, length : self.length].copy()
+        self._join()
+        columns: Array = self._data[:, :, length : self.length].copy()
         return columns
 
     def truncate(self, length: int) -> None:
         """Forgets all columns from ``length`` on."""
         forgotten = max(0, self.length - length)
-        self._unmade = self._unmade[: max(0, len(self._unmade) - forgotten)]
+        self._single = self._single[: max(0, len(self._single) - forgotten)]
         self.length -= forgotten
 
     def _hold(self, data: Array) -> None:
@@ -280,18 +267,15 @@ class GateColumns:
             self._memory = data.reshape(-1)
         self._data = data
 
-    def _make(self) -> None:
-        """Makes the columns of positions of which only the states are kept."""
-        if not self._unmade:
+    def _join(self) -> None:
+        """Puts columns that were appended one by one behind the others."""
+        if not self._single:
             return
-        states = np.concatenate(self._unmade, axis=1)[:, None]
-        made = self._columns_of(dict(zip(self._names, states, strict=True)))
-        if made.shape[3] != len(self._unmade):
-            raise ValueError(f"{len(self._unmade)} positions got {made.shape[3]} columns")
-        end, self.length = self.length, self.length - len(self._unmade)
+        columns = np.concatenate(self._single, axis=2)
+        end, self.length = self.length, self.length - len(self._single)
         try:
-            self._write(made)
+            self._write(columns)
         finally:
-            # What could not be kept is still to be made.
+            # What could not be kept is still to be put there.
             self.length = end
-        self._unmade = []
+        self._single = []

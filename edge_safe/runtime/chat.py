@@ -146,7 +146,7 @@ class Chat:
         """
         messages = [*self._system, *(m for turn in self._turns for m in turn.messages), user]
         whole = positions(self._requests.builder.build(messages))
-        refused = sum(t.columns.shape[3] for t in self._turns if t.columns is not None)
+        refused = sum(t.columns.shape[2] for t in self._turns if t.columns is not None)
         if self._state.owed is not None:
             refused += len(self._state.owed.inputs)
         most = max(whole, self._seen()) + whole + refused + 1 + max_tokens

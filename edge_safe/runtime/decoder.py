@@ -12,7 +12,7 @@ import numpy as np
 from edge_safe.errors import GateError
 from edge_safe.runtime.cache import GateColumns, KeyValueCache
 from edge_safe.runtime.deadline import Deadline
-from edge_safe.runtime.gate import EARLY_VERDICT, Gate, by_name, handed_on, states_left
+from edge_safe.runtime.gate import EARLY_VERDICT, Gate, handed_on, single_column
 from edge_safe.runtime.inputs import Inputs
 from edge_safe.runtime.manifest import ModelInfo
 from edge_safe.runtime.prefill import (
@@ -146,14 +146,11 @@ class Stepper:
         self._embed.output("inputs_embeds", embeds)
         self._stages: list[tuple[Binding, range]] = []
         sessions = []
-        self._names: list[str] = []
-        self._left = np.empty((0, 1, width), np.float32)
-        self._column: Array | None = None
+        self._column = np.empty((1, 0, 1, width), np.float32)
         states: Array | Buffer = embeds
         if gate is not None and columns is not None:
             empty = columns.empty()
-            shape = (*empty.shape[:3], int(gate.own_columns), empty.shape[4])
-            present = np.empty(shape, np.float32)
+            present = np.empty((*empty.shape[:2], int(gate.own_columns), width), np.float32)
             binding = gate.session.binding()
             binding.input("inputs_embeds", embeds)
             if EARLY_VERDICT in gate.session.outputs:
@@ -161,16 +158,15 @@ class Stepper:
             if EARLY_BOUND in gate.session.inputs:
                 binding.input(EARLY_BOUND, np.full(1, np.inf, np.float32))
             if gate.own_columns:
-                states = room((1, 1, width), device)
+                states, self._column = room((1, 1, width), device), present
             else:
-                # Kept on the host, where the columns are made of them later.
-                self._names, self._left = states_left(gate.session, width)
-                left = by_name(self._names, self._left)
-                states = left.pop("hidden_states")
+                # Kept on the host, where columns are.
+                self._column, left = single_column(gate.session, width)
+                states = self._column[:, -1]
                 for name, value in left.items():
                     binding.output(name, value)
             if gate.late is not None:
-                handed = handed_on(gate.session, width, 1, present.shape[3:])
+                handed = handed_on(gate.session, width, 1, present.shape[2])
                 binding.input("gate_past", empty)
                 for name, part in handed.items():
                     binding.output(name, part)
@@ -186,7 +182,6 @@ class Stepper:
             last = gate.late or gate.session
             sessions.append(last)
             self._stages.append((binding, last.layers))
-            self._column = present if gate.own_columns else None
         sessions.append(decoder.session)
         binding = decoder.session.binding()
         binding.input(decoder.source, states)
@@ -221,10 +216,8 @@ class Stepper:
             binding.input("attention_mask", mask)
             binding.run()
         cache.extend(1, 1)
-        if self._columns is not None and self._column is not None:
-            self._columns.append(self._column)
-        elif self._columns is not None:
-            self._columns.defer(self._names, self._left)
+        if self._columns is not None:
+            self._columns.append_single(self._column)
         logits: Array = self._logits[0, 0]
         return logits
 

@@ -34,7 +34,7 @@ from edge_safe.runtime.state import Owed, State
 from edge_safe.runtime.verdict import Decision, Verdict
 
 _SPARE_BYTES = 32 * 2**20
-"""Of the gate's columns of a prompt, kept for the next one: those of 1,700 positions of pebble."""
+"""Of the gate's columns of a prompt, kept for the next one: those of 4,800 positions of pebble."""
 
 _DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 
@@ -104,9 +104,7 @@ class Engine:
         bundle = self._bundle
         # What takes longest goes first: graphs for whole prompts, which have conditions.
         names = self._names()[::-1]
-        # Opened at the second turn only, when it would be late to find it damaged.
-        later = [name for name in ("gate_columns",) if name in self._manifest.graphs]
-        for name in names + later:
+        for name in names:
             # Found here, since the body may let no other thread run Python for long.
             bundle.files_of(name)
 
@@ -116,9 +114,8 @@ class Engine:
                 bundle.session(name)
             return path
 
-        with ThreadPoolExecutor(2 * len(names) + len(later)) as pool:
-            checking = [pool.submit(bundle.check_graph, name) for name in later]
-            checking += [pool.submit(check_and_open, name) for name in names]
+        with ThreadPoolExecutor(2 * len(names)) as pool:
+            checking = [pool.submit(check_and_open, name) for name in names]
             yield
             opened = list(pool.map(bundle.session, names))
             for one in checking:
@@ -145,7 +142,7 @@ class Engine:
             KeyValueCache(manifest, np.dtype(_DTYPES[manifest.cache_dtype]), device),
             None
             if attention is None
-            else GateColumns(attention.heads, attention.head_dim, self._columns_of, self._memory),
+            else GateColumns(len(attention.layers), manifest.model.hidden_size, self._memory),
         )
 
     def stages(self, policy: Policy) -> tuple[Stage, ...]:
@@ -405,11 +402,6 @@ class Engine:
                 logits = decoder.read_slot(states, state.cache, deadline)
             state.cache.extend(len(states), states.span)
         return Judged(verdict, None, logits)
-
-    def _columns_of(self, states: dict[str, Array]) -> Array:
-        """The gate's columns (1, 2, H, n, dk) of decoded tokens' states, each (1, n, d)."""
-        columns: Array = self._bundle.session("gate_columns").run(states)["gate_columns"]
-        return columns
 
     def _keep(
         self, beginning: Array, state: State, layers: range, states: Inputs | None = None

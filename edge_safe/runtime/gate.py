@@ -72,7 +72,7 @@ class Gate:
         exit_layer: Layer k.
         prefill: The graph that prompts go through.
         late: Where that one ends at the early exit: the graph behind it, which ends at layer k.
-        own_columns: Whether single positions leave columns, and not states to make them of.
+        own_columns: Whether ``gate_present`` holds single positions too.
     """
 
     def __init__(
@@ -142,9 +142,9 @@ class Gate:
         """Reads one chunk; gives its (1, n, d) states, None where it ended at the early exit."""
         count, width = len(chunk), chunk.inputs.rows.shape[1]
         past = columns.view()
-        # A single position may leave its states in place of columns.
-        deferred = count == 1 and not self.own_columns
-        new = 0 if deferred else count
+        # A single position may leave its states apart from the others.
+        apart = count == 1 and not self.own_columns
+        new = 0 if apart else count
         # It holds the columns of the past as well, and takes their place.
         present: Array | Buffer = columns.room(new)
         if self._prefill.device != "cpu":
@@ -156,7 +156,7 @@ class Gate:
             binding.output(EARLY_VERDICT, verdicts.early)
         if self.late is not None:
             # The early exit is the end of this graph: what is clear goes no further.
-            handed = handed_on(self._prefill, width, count, present.shape[3:])
+            handed = handed_on(self._prefill, width, count, present.shape[2])
             for name, value in handed.items():
                 binding.output(name, value)
             cache.bind(binding, self._prefill.layers)
@@ -175,9 +175,9 @@ class Gate:
             "gate_present": present,
             "verdict_logits": verdicts.late,
         }
-        if deferred:
-            names, left = states_left(self._prefill, width)
-            for name, value in by_name(names[:-1], left).items():
+        if apart:
+            column, left = single_column(self._prefill, width)
+            for name, value in left.items():
                 binding.output(name, value)
         for name, value in outputs.items():
             binding.output(name, value)
@@ -185,9 +185,9 @@ class Gate:
         binding.run(deadline.abort)
         if verdicts.clear(bound):
             return None
-        if deferred:
-            left[-1] = on_host(hidden)[0]
-            columns.defer(names, left)
+        if apart:
+            column[0, -1] = on_host(hidden)[0]
+            columns.append_single(column)
         else:
             columns.take(on_host(present))
         return hidden
@@ -206,7 +206,7 @@ class Gate:
             prompts: Embeddings of at least 2 positions each, slot T last; no spans.
             past: (1, kv_heads, C, head_dim), an empty cache; C is 0, or the longest prompt where
                 graphs take all places of a cache at once.
-            columns: (1, 2, H, 0, dk), no columns.
+            columns: (1, K, 0, d), no columns.
             early_bounds: See ``prefill``, one a prompt; the run ends early if all are clear.
             deadline: Ends the run early.
 
@@ -289,40 +289,35 @@ def _run_on(
     return session.run(taken, deadline.abort, [n for n in wanted if n in session.outputs])
 
 
-def states_left(session: Session, width: int) -> tuple[list[str], Array]:
-    """Names of the states that one position leaves, and room (K, 1, d) for them, the gate's last.
+def single_column(session: Session, width: int) -> tuple[Array, dict[str, Array]]:
+    """Room (1, K, 1, d) for the column of one position, and its parts by a graph's outputs.
 
-    They stand side by side, so that they are kept by one copy a token.
+    Of the layer that the graph ends at, the last one, there is no part: ``hidden_states`` may
+    belong on a device.
     """
     names = [name for name in session.outputs if name.startswith(STATES)]
-    return [*names, "hidden_states"], np.empty((len(names) + 1, 1, width), np.float32)
+    column = np.empty((1, len(names) + 1, 1, width), np.float32)
+    return column, {name: column[:, row] for row, name in enumerate(names)}
 
 
-def by_name(names: Sequence[str], states: Array) -> dict[str, Array]:
-    """States (K, n, d) as a graph gives and takes them, (1, n, d) each."""
-    return {name: states[row : row + 1] for row, name in enumerate(names)}
-
-
-def handed_on(
-    session: Session, width: int, count: int, columns: tuple[int, ...]
-) -> dict[str, Array | Buffer]:
+def handed_on(session: Session, width: int, count: int, seen: int) -> dict[str, Array | Buffer]:
     """Room for what the graph that ends at the early exit hands on, where it was computed.
 
     Args:
         session: The graph.
         width: Of a state, d.
         count: New positions n.
-        columns: (G, dk) of a head's columns, the new ones included.
+        seen: Positions, the new ones included.
     """
     names = [name for name in session.outputs if name.startswith(STATES)]
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (1, count, width))
-    shapes[EARLY_PRESENT] = (1, 2, _number(session.shape(EARLY_PRESENT)[2]), *columns)
+    shapes[EARLY_PRESENT] = (1, _number(session.shape(EARLY_PRESENT)[1]), seen, width)
     return {name: room(shape, session.device) for name, shape in shapes.items()}
 
 
 def _number(size: str | int | None) -> int:
     if not isinstance(size, int):
-        raise GateError(f"a graph's early exit says {size!r} of its number of heads")
+        raise GateError(f"a graph's early exit says {size!r} of its number of layers")
     return size
 
 

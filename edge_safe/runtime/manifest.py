@@ -108,10 +108,13 @@ class ModelInfo(_Record, frozen=True):
 
 
 class AttentionInfo(_Record, frozen=True):
-    """Shape of the safety attention's own keys and values."""
+    """What the safety attention keeps of every position.
 
-    heads: int
-    head_dim: int
+    Attributes:
+        layers: Those whose entering states it keeps, in the order that ``gate_past`` has them.
+    """
+
+    layers: list[int]
 
 
 class Acceptance(_Record, frozen=True):
@@ -166,7 +169,7 @@ class Safety(_Record, frozen=True):
         control_token_ids: Masked out of sampling after slot T.
         exit_layer: Layer k the gate reads, or null for a model with the ``final`` stage alone.
         layers: Layers that had a trained head.
-        attention: Shape of ``gate_past``, null without a gate.
+        attention: What stands in ``gate_past``, null without a gate.
         stages: Calibration of every stage of this bundle.
         policy: The policy used when the caller gives none.
         acceptance: Null when the artifact was not tested.
@@ -233,9 +236,9 @@ class Manifest(_Record, frozen=True, kw_only=True):
 
     @property
     def own_columns(self) -> bool:
-        """Whether the gate's graph makes the columns of single positions too.
+        """Whether ``gate_present`` holds single positions too.
 
-        Those written for TensorRT do, and take whole caches for single positions.
+        Graphs written for TensorRT do so, and take whole caches for single positions.
         """
         return any(tensor.shape[2] == CAPACITY for tensor in self._caches("decoder"))
 
@@ -304,7 +307,10 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
     try:
         manifest = msgspec.convert(raw, Manifest)
     except msgspec.ValidationError as error:
-        raise SchemaError(f"{origin} does not fit the bundle schema: {error}.") from error
+        raise SchemaError(
+            f"{origin} does not fit the bundle schema: {error}. If another version of edge-safe "
+            "wrote it, export the bundle again with this one."
+        ) from error
     _check(manifest, origin)
     return manifest
 
@@ -321,12 +327,15 @@ def _check(manifest: Manifest, origin: str) -> None:
     if (safety.exit_layer is None) != ("gate" not in manifest.graphs):
         raise SchemaError(f"{origin}: exit_layer is {safety.exit_layer} but the graphs disagree.")
     whole = manifest.own_columns
-    if safety.exit_layer is not None and not whole and "gate_columns" not in manifest.graphs:
-        raise SchemaError(f"{origin}: the gate has no graph 'gate_columns'. Export it again.")
     if safety.early is not None and whole and f"gate{LATE}" not in manifest.graphs:
         raise SchemaError(f"{origin}: an early exit has no graph 'gate{LATE}'. Export it again.")
     if (safety.exit_layer is None) != (safety.attention is None):
         raise SchemaError(f"{origin}: a gate needs both exit_layer and attention, or neither.")
+    if safety.attention is not None and safety.attention.layers[-1:] != [safety.exit_layer]:
+        raise SchemaError(
+            f"{origin}: the gate at layer {safety.exit_layer} keeps the states of layers "
+            f"{safety.attention.layers}, of which its own one has to be the last."
+        )
     if not safety.stages or ("gate" in safety.stages) > ("gate" in manifest.graphs):
         raise SchemaError(f"{origin}: no calibrated stage fits the graphs of this bundle.")
     calibrations = {f"stage '{stage}'": own for stage, own in safety.stages.items()}

@@ -29,7 +29,7 @@ class Prefix:
     Attributes:
         ids: (n,) their ids.
         caches: Keys and values (1, kv_heads, n, head_dim) of the first layers, or of all.
-        columns: (1, 2, H, n, dk) of the gate; None without one.
+        columns: (1, K, n, d) of the gate; None without one.
         states: (n, d) entering the gate's layer, where ``caches`` end there; else None.
     """
 
@@ -49,7 +49,7 @@ class Prefix:
         cache.load(self.caches, count)
         cache.extend(count, count)
         if columns is not None and self.columns is not None:
-            columns.append(self.columns[:, :, :, :count])
+            columns.append(self.columns[:, :, :count])
 
 
 class PrefixCache:

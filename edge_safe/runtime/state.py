@@ -29,7 +29,7 @@ class State:
 
     Attributes:
         cache: The model's keys and values.
-        columns: The gate's own keys and values; None without a gate.
+        columns: What the gate keeps of every position; None without a gate.
         owed: What ``Engine.settle`` has to add to the columns before anything follows.
     """
 

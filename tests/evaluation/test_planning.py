@@ -274,9 +274,9 @@ def test_memory_is_weights_cache_columns_and_the_runtime(opened: Bundle) -> None
     short, long = (memory_of(opened, NANO, 64, context, ()) for context in (100, 200))
     attention = manifest.safety.attention
     assert attention is not None
-    columns = 2 * attention.heads * attention.head_dim * 4
+    columns = len(attention.layers) * manifest.model.hidden_size * 4
     assert long.cache - short.cache == 100 * (2 * 4 * 2 * 16 * 4 + columns)
-    used = {"embed_tokens", "gate", "gate_columns", "decoder"}
+    used = {"embed_tokens", "gate", "decoder"}
     graphs = {manifest.graphs[name].file for name in used}
     data = {name for name in manifest.files if name.endswith(".onnx.data")}
     assert short.weights == sum(manifest.files[name].size for name in graphs | data)

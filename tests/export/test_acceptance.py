@@ -74,12 +74,12 @@ def weight(folder: Path, graph: str, name: str) -> tuple[np.memmap, list[int]]:
 
 def round_gate_to_two_bits(folder: Path) -> None:
     """Gate weights rounded to 2 bits."""
-    source = f"gate.layers.{EXIT_LAYER}"
-    names = [f"{source}.attention.key_value.weight", "gate.up.weight", f"{source}.token.rows"]
-    for name in names:
-        values, shape = weight(folder, "gate.onnx", name)
-        form = MatrixFormat(2, shape[1])
-        values[:] = dequantize(quantize(np.array(values), form), form, shape[1])
+    attention = [f"{EXIT_LAYER}.query", f"{EXIT_LAYER}.value", "up.weight"]
+    for name in [*attention, f"layers.{EXIT_LAYER}.token.rows"]:
+        values, shape = weight(folder, "gate.onnx", f"gate.{name}")
+        form = MatrixFormat(2, 32)
+        rows = np.array(values).reshape(-1, 32)
+        values[:] = dequantize(quantize(rows, form), form, 32).reshape(shape)
         values.flush()
 
 

@@ -84,7 +84,7 @@ def test_decoder_of_another_shape(case: str, precision: str, tmp_path: Path) -> 
         )
         embedding_graph(weights, spec).save(tmp_path / "embed_tokens.onnx")
         decoder_graph(weights, spec, None, rows, store).save(tmp_path / "decoder.onnx")
-    graphs = LanguageGraphs(tmp_path, spec, None, (0, 0))
+    graphs = LanguageGraphs(tmp_path, spec, None, [])
     ids = np.random.default_rng(0).integers(0, 90, (1, 70))
     embeds, mask = graphs.embed(ids), np.ones((1, 70), np.int64)
     first = graphs.run(embeds[:, :66], mask[:, :66], graphs.empty(1))

@@ -118,14 +118,14 @@ def test_a_later_piece_sees_what_the_cache_stands_for(bundles: dict[str, Path]) 
     found = {}
     for cache, slot in (("int8", 0), ("fp32", 1)):
         graph = Session(bundles[cache] / "gate_prefill.onnx", threads=1)
-        _, _, heads, _, width = (
+        _, layers, _, width = (
             int(n) if isinstance(n, int) else 0 for n in graph.shape("gate_past")
         )
         feeds = {
             "inputs_embeds": rows,
             "attention_mask": np.ones((1, count + new), np.int64),
             "position_ids": np.arange(count, count + new)[None],
-            "gate_past": np.zeros([1, 2, heads, 0, width], np.float32),
+            "gate_past": np.zeros([1, layers, 0, width], np.float32),
         }
         for name in graph.inputs:
             if name in past:

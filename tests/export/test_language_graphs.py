@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,7 +49,7 @@ def graphs(files: FamilyFiles) -> LanguageGraphs:
 
 def open_graphs(checkpoint: Path, bundle: Path) -> LanguageGraphs:
     _, open_checkpoint = find_family(checkpoint)
-    return LanguageGraphs(bundle, open_checkpoint(checkpoint).spec, EXIT_LAYER, (4, 8))
+    return LanguageGraphs(bundle, open_checkpoint(checkpoint).spec, EXIT_LAYER, [EXIT_LAYER])
 
 
 def prompt(length: int, seed: int = 0) -> np.ndarray:
@@ -229,7 +229,7 @@ def test_gate_sees_columns_that_the_model_forgot(
     """A refused turn is rolled back from the caches and stays in gate_past."""
     refused, asked = prompt(15), prompt(11, seed=4)
     first = graphs.run(graphs.embed(refused), ones(refused), graphs.empty(1))
-    kept = first.cache.gate[:, :, :, :14]
+    kept = first.cache.gate[:, :, :14]
     found = graphs.run(graphs.embed(asked), ones(asked), Cache(graphs.empty(1).layers, kept))
     states = [
         model(torch.tensor(ids), output_hidden_states=True).hidden_states[EXIT_LAYER]
@@ -315,39 +315,12 @@ def test_a_tied_embedding_of_four_bits_is_lm_head_itself(
 
 
 @pytest.mark.parametrize("bundle", ["tiny_bundle", "tiny_bundle_int4"])
-def test_safety_weights_stay_in_float32_but_for_its_keys_and_values(
-    bundle: str, request: pytest.FixtureRequest
-) -> None:
+def test_safety_weights_stay_in_float32(bundle: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(bundle)
     for graph, prefix in (("gate", "gate."), ("decoder", "final.")):
         model = onnx.load(folder / f"{graph}.onnx", load_external_data=False).graph
-        types = {
-            t.data_type
-            for t in model.initializer
-            if t.name.startswith(prefix) and ".key_value." not in t.name
-        }
+        types = {t.data_type for t in model.initializer if t.name.startswith(prefix)}
         assert types == {onnx.TensorProto.FLOAT}
-
-
-@pytest.mark.parametrize(
-    ("bundle", "product"), [("tiny_bundle", "MatMul"), ("tiny_bundle_int4", "MatMulIntegerToFloat")]
-)
-def test_the_gates_keys_and_values_are_whole_rows_where_layers_are_rounded(
-    bundle: str, product: str, request: pytest.FixtureRequest
-) -> None:
-    folder = request.getfixturevalue(bundle)
-    for graph in ("gate", "gate_columns"):
-        nodes = _all_nodes(onnx.load(folder / f"{graph}.onnx", load_external_data=False).graph)
-        found = [node for node in nodes if any(".key_value.weight" in n for n in node.input)]
-        assert {node.op_type for node in found} == {product}
-
-
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Nodes of a graph and of all branches in it."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            yield from _all_nodes(attribute.g)
 
 
 def test_equal_tensors_are_stored_once(tmp_path: Path) -> None:

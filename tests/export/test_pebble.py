@@ -30,7 +30,7 @@ TOWERS = {
 def test_pebble_in_int4(tmp_path: Path) -> None:
     report = export_bundle(PEBBLE, tmp_path / "bundle", precision="int4")
     manifest = load_manifest(tmp_path / "bundle")
-    assert set(manifest.graphs) == TOWERS | {"embed_tokens", "gate", "gate_columns", "decoder"}
+    assert set(manifest.graphs) == TOWERS | {"embed_tokens", "gate", "decoder"}
     assert sum(entry.size for entry in manifest.files.values()) <= LARGEST_BUNDLE
     assert report.parity.greedy.kl < 0.02
     # Of a dozen prompts one may stand so near to the threshold that its decision turns.

@@ -171,16 +171,6 @@ def test_a_prompt_in_the_graphs_for_single_tokens_gets_no_verdict(
     assert judged.verdict.decision is Decision.ERROR
 
 
-def test_the_gates_own_product_is_one_that_the_target_has(
-    tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    export_bundle(tiny_checkpoint, tmp_path / "b", target="cuda", precision="int4")
-    nodes = onnx.load(tmp_path / "b/gate_columns.onnx", load_external_data=False).graph.node
-    products = [node for node in nodes if "MatMul" in node.op_type]
-    assert {node.op_type for node in products} == {"MatMulNBits"}
-    assert {a.i for node in products for a in node.attribute if a.name == "bits"} == {8}
-
-
 @pytest.mark.parametrize(("threshold", "runs"), [(0.0, 0), (1.0, 1)])
 def test_slot_t_is_read_behind_the_verdict_at_full_depth(
     fast_bundle: Path, threshold: float, runs: int

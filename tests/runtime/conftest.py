@@ -14,15 +14,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from edge_safe.export.emission import Form
 from edge_safe.export.graphs.builder import GraphBuilder
 from edge_safe.export.graphs.decoder import (
-    columns_graph,
     decoder_graph,
     embedding_graph,
     gate_graph,
     store_model,
 )
+from edge_safe.export.graphs.early_exit import rows_of_gate_past
 from edge_safe.export.graphs.safety import GateHead, GateSource, TokenRows
 from edge_safe.export.graphs.spec import DecoderSpec, FloatArray, Rope
 from edge_safe.export.graphs.store import WeightStore
@@ -152,29 +151,29 @@ def write_bundle(
             store, spec, random_weights(spec), precision_named(precision), lambda _: None
         )
         graphs = {"embed_tokens": embedding_graph(weights, spec)}
+        lower = None
         if gate:
             lower = None if early is None else early(random_head(rng, EARLY_LAYER))
-            form = Form(precision_named(precision), "fp32", None, whole_rows=True).gate
-            graphs["gate"] = gate_graph(weights, spec, EXIT_LAYER, head, store, form, lower)
-            graphs["gate_columns"] = columns_graph(WIDTH, EXIT_LAYER, head, store, form, lower)
+            graphs["gate"] = gate_graph(weights, spec, EXIT_LAYER, head, store, lower)
         first = EXIT_LAYER if gate else None
         graphs["decoder"] = decoder_graph(weights, spec, first, rows, store)
     for name, graph in graphs.items():
         graph.save(folder / f"{name}.onnx")
-    manifest = describe(graphs, spec, gate)
+    manifest = describe(graphs, spec, rows_of_gate_past(head, lower) if gate else None)
     if early is not None:
         exit_there = m.EarlyExit(EARLY_LAYER, m.StageCalibration(threshold=0.9))
-        safety = msgspec.structs.replace(
-            manifest.safety, early=exit_there, attention=m.AttentionInfo(8, 8)
-        )
+        safety = msgspec.structs.replace(manifest.safety, early=exit_there)
         manifest = msgspec.structs.replace(manifest, safety=safety)
     write_manifest(folder, manifest)
     return folder
 
 
-def describe(graphs: dict[str, GraphBuilder], spec: DecoderSpec, gate: bool) -> m.Manifest:
-    """The manifest, its files not yet hashed."""
+def describe(
+    graphs: dict[str, GraphBuilder], spec: DecoderSpec, read: list[int] | None
+) -> m.Manifest:
+    """The manifest, its files not yet hashed; ``read`` are the layers that a gate reads."""
     stages: dict[m.Stage, m.StageCalibration] = {"final": m.StageCalibration()}
+    gate = read is not None
     if gate:
         stages["gate"] = m.StageCalibration()
     return m.Manifest(
@@ -195,7 +194,7 @@ def describe(graphs: dict[str, GraphBuilder], spec: DecoderSpec, gate: bool) -> 
             control_token_ids=[SAFE, UNSAFE],
             exit_layer=EXIT_LAYER if gate else None,
             layers=[EXIT_LAYER] if gate else [],
-            attention=m.AttentionInfo(4, 8) if gate else None,
+            attention=None if read is None else m.AttentionInfo(read),
             stages=stages,
         ),
         provenance=m.Provenance("random", "", {}, "pytest", "2026-01-01"),

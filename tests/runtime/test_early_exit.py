@@ -23,7 +23,14 @@ from edge_safe.runtime.manifest import load_manifest
 from edge_safe.runtime.model import SafeModel
 from edge_safe.runtime.policy import Policy, parse_policy
 from edge_safe.runtime.verdict import Decision
-from tests.runtime.conftest import EARLY_LAYER, EXIT_LAYER, write_bundle, write_manifest
+from tests.runtime.conftest import (
+    EARLY_LAYER,
+    EXIT_LAYER,
+    WIDTH,
+    random_head,
+    write_bundle,
+    write_manifest,
+)
 
 TEXTS = [
     "Tell me of the tide.",
@@ -66,6 +73,34 @@ def test_clear_cases_end_early_and_the_others_get_the_gates_verdict(
         else:
             assert verdict.decision is Decision.REFUSE
     assert set(layers) == {EARLY_LAYER, EXIT_LAYER}
+
+
+def joined(head: GateHead) -> GateHead:
+    """A head that reads the early exit's layer too."""
+    low = random_head(np.random.default_rng(3), EARLY_LAYER)
+    return GateHead(
+        low.sources + head.sources,
+        np.concatenate([low.query, head.query]),
+        np.concatenate([low.slope, head.slope]),
+        np.concatenate([low.up_weight, head.up_weight], axis=1),
+        head.up_bias,
+        head.down_weight,
+        head.down_bias,
+    )
+
+
+def test_a_layer_that_both_read_is_kept_once(tmp_path: Path) -> None:
+    both = write_bundle(tmp_path / "both", change=joined, early=lambda head: head)
+    gate_alone = load(write_bundle(tmp_path / "alone", change=joined))
+    model = load(both, NEVER_EARLY)
+    gate = model.engine._bundle.session("gate")
+    assert gate.shape("gate_past")[1:] == [2, "gate_past", WIDTH]
+    chats = [one.chat() for one in (model, gate_alone)]
+    for text in TEXTS:
+        found = model.assess(text).p_unsafe
+        assert found == pytest.approx(gate_alone.assess(text).p_unsafe, abs=1e-6)
+        first, second = (chat.send(text, max_tokens=3).verdict for chat in chats)
+        assert first.p_unsafe == pytest.approx(second.p_unsafe, abs=1e-6)
 
 
 def test_layers_above_the_exit_do_not_run(early_folder: Path) -> None:
@@ -131,7 +166,7 @@ def test_a_turn_that_was_settled_outlives_an_older_one_that_is_dropped(early_fol
     settled = chat._turns[0].columns
     assert settled is not None
     assert np.isfinite(settled).all()
-    assert settled.shape[3] > 4
+    assert settled.shape[2] > 4
 
 
 def test_a_broken_early_head_is_an_error_and_no_refusal(tmp_path: Path) -> None:
@@ -180,10 +215,12 @@ def test_decoded_tokens_have_the_columns_of_tokens_that_were_read(early_folder: 
     gate.prefill(engine.embed([*ids, 3, *tail]), whole.cache, whole.columns, Deadline(None))
     assert state.columns.length == 9
     state.columns.truncate(8)
-    np.testing.assert_allclose(state.columns.view(), whole.columns.view()[:, :, :, :8], atol=1e-5)
+    np.testing.assert_allclose(state.columns.view(), whole.columns.view()[:, :, :8], atol=1e-5)
 
 
-def test_columns_that_could_not_be_made_are_still_owed(early_folder: Path) -> None:
+def test_columns_that_found_no_room_are_still_owed(
+    early_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = Engine(open_bundle(early_folder, threads=1))
     state = engine.new_state()
     never = Policy(thresholds={"gate": 1.0})
@@ -195,15 +232,15 @@ def test_columns_that_could_not_be_made_are_still_owed(early_folder: Path) -> No
         step(token)
     columns = state.columns
     assert columns is not None
-    make, columns._columns_of = columns._columns_of, _no_memory
+    monkeypatch.setattr(columns, "_write", _no_memory)
     judged = engine.judge(engine.embed([5, 6]), state, never, Deadline(None))
     assert judged.verdict.decision is Decision.ERROR
-    columns._columns_of = make
+    monkeypatch.undo()
     assert columns.length == state.cache.length == 6
-    assert columns.view().shape[3] == 6
+    assert columns.view().shape[2] == 6
 
 
-def _no_memory(states: object) -> np.ndarray:
+def _no_memory(columns: object) -> None:
     raise MemoryError
 
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from edge_safe.runtime.cache import STEP, GateColumns
 from edge_safe.runtime.session import Array
 from edge_safe.runtime.spare_memory import SpareMemory
 
 
-def columns_of(states: dict[str, Array]) -> Array:
-    """Columns (1, 2, 1, n, 2) whose numbers are those of the states."""
-    return np.broadcast_to(states["hidden_states"][:, None, None], (1, 2, 1, 1, 2)).copy()
-
-
 def filled(count: int, number: float) -> tuple[GateColumns, Array]:
-    columns = GateColumns(1, 2, columns_of, SpareMemory(0))
+    columns = GateColumns(2, 3, SpareMemory(0))
     data = columns.room(count)
     data[:] = number
     columns.take(data)
@@ -33,7 +27,7 @@ def test_what_the_gate_wrote_is_not_copied() -> None:
 def test_there_is_room_for_past_and_new_ones() -> None:
     columns, data = filled(5, 1.0)
     room = columns.room(3)
-    assert room.shape == (1, 2, 1, 8, 2)
+    assert room.shape == (1, 2, 8, 3)
     assert not np.shares_memory(room, data)
 
 
@@ -46,7 +40,7 @@ def test_memory_that_nothing_needs_serves_the_next_prompt() -> None:
     room = columns.room(4)
     room[:] = 2.0
     columns.take(room)
-    assert columns.room(1).shape[3] == 5
+    assert columns.room(1).shape[2] == 5
     columns.truncate(0)
     assert np.shares_memory(columns.room(5), data)
 
@@ -59,22 +53,32 @@ def test_memory_that_is_freed_is_gone() -> None:
 
 def test_decoded_tokens_follow_what_was_taken_over() -> None:
     columns, _ = filled(STEP, 1.0)
-    columns.defer(["hidden_states"], np.full((1, 1, 2), 3.0, np.float32))
+    columns.append_single(np.full((1, 2, 1, 3), 3.0, np.float32))
     assert columns.length == STEP + 1
-    assert np.all(columns.view()[:, :, :, :STEP] == 1.0)
-    assert np.all(columns.view()[:, :, :, STEP] == 3.0)
+    assert np.all(columns.view()[:, :, :STEP] == 1.0)
+    assert np.all(columns.view()[:, :, STEP] == 3.0)
 
 
 def test_what_is_cut_off_does_not_come_back() -> None:
     columns, _ = filled(5, 1.0)
     columns.truncate(3)
-    columns.append(np.full((1, 2, 1, 1, 2), 2.0, np.float32))
-    assert columns.view().shape[3] == 4
-    assert np.all(columns.view()[:, :, :, 3] == 2.0)
+    columns.append(np.full((1, 2, 1, 3), 2.0, np.float32))
+    assert columns.view().shape[2] == 4
+    assert np.all(columns.view()[:, :, 3] == 2.0)
 
 
-def test_states_of_other_names_are_not_taken_for_those_before() -> None:
-    columns = GateColumns(1, 2, lambda states: states["a"], SpareMemory(0))
-    columns.defer(["a", "b"], np.zeros((2, 1, 2), np.float32))
-    with pytest.raises(ValueError, match="follow"):
-        columns.defer(["b", "a"], np.zeros((2, 1, 2), np.float32))
+def test_a_column_that_was_appended_may_be_written_over() -> None:
+    columns, _ = filled(5, 1.0)
+    one = np.full((1, 2, 1, 3), 3.0, np.float32)
+    columns.append_single(one)
+    one[:] = 4.0
+    columns.append_single(one)
+    assert columns.view()[0, 0, 4:, 0].tolist() == [1.0, 3.0, 4.0]
+
+
+def test_columns_that_were_appended_one_by_one_are_cut_off_too() -> None:
+    columns, _ = filled(5, 1.0)
+    for number in (2.0, 3.0):
+        columns.append_single(np.full((1, 2, 1, 3), number, np.float32))
+    columns.truncate(6)
+    assert columns.view()[0, 0, 4:, 0].tolist() == [1.0, 2.0]

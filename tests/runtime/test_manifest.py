@@ -72,6 +72,13 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         load_manifest(tmp_path / "absent")
 
 
+def test_the_gates_own_layer_is_the_last_that_it_reads(own_bundle: Path) -> None:
+    safety = json.loads((own_bundle / MANIFEST_FILE).read_text())["safety"]
+    edit(own_bundle, safety={**safety, "attention": {"layers": [2, 1]}})
+    with pytest.raises(SchemaError, match="has to be the last"):
+        load_manifest(own_bundle)
+
+
 def test_exit_layer_and_graphs_must_agree(own_bundle: Path) -> None:
     safety = json.loads((own_bundle / MANIFEST_FILE).read_text())["safety"]
     edit(own_bundle, safety={**safety, "exit_layer": None})

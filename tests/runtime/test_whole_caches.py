@@ -21,7 +21,7 @@ from edge_safe.export.graphs.decoder import (
 )
 from edge_safe.export.graphs.safety import TokenRows
 from edge_safe.export.graphs.store import WeightStore
-from edge_safe.export.quantization import PLAIN, precision_named
+from edge_safe.export.quantization import precision_named
 from edge_safe.export.tensorrt.folder import lower_folder
 from edge_safe.export.tensorrt.releases import RELEASES
 from edge_safe.runtime import manifest as m
@@ -85,10 +85,10 @@ def write_whole(folder: Path, *, early: bool, half: bool = False) -> Path:
         graphs = {"embed_tokens": embedding_graph(weights, spec)}
         if early:
             below = random_head(rng, EARLY_LAYER)
-            graphs["gate"] = early_graph(weights, spec, below, head, store, PLAIN)
-            graphs["gate_late"] = late_graph(weights, spec, EXIT_LAYER, below, head, store, PLAIN)
+            graphs["gate"] = early_graph(weights, spec, below, head, store)
+            graphs["gate_late"] = late_graph(weights, spec, EXIT_LAYER, below, head, store)
         else:
-            graphs["gate"] = gate_graph(weights, spec, EXIT_LAYER, head, store, PLAIN)
+            graphs["gate"] = gate_graph(weights, spec, EXIT_LAYER, head, store)
         graphs["decoder"] = decoder_graph(weights, spec, EXIT_LAYER, rows, store)
         for name, graph in graphs.items():
             graph.save(scratch / f"{name}.onnx")

@@ -21,7 +21,7 @@ less those of Qwen3-0.6B and Qwen3-1.7B leaves 0.8 and 1.0 GB."""
 CPU_COPIES = 2.0
 """On CPUs ONNX Runtime keeps multiplied weights a second time, in the order its kernels read."""
 
-_TEXT = ("embed_tokens", "gate", "gate_columns", "decoder", f"gate{PREFILL}", f"decoder{PREFILL}")
+_TEXT = ("embed_tokens", "gate", "decoder", f"gate{PREFILL}", f"decoder{PREFILL}")
 _LIVE_TENSORS = 4  # of a layer at one time, each as wide as the widest
 _WIDEST = 4  # MLPs are mostly four times as wide as the layers
 _FLOAT = 4
@@ -77,8 +77,8 @@ def _files(bundle: Bundle, graph: str) -> set[str]:
 
 
 def _gate_columns(bundle: Bundle, positions: int) -> int:
-    """Bytes of the safety attention's own keys and values."""
+    """Bytes of the states that the safety attention reads."""
     attention = bundle.manifest.safety.attention
     if attention is None:
         return 0
-    return 2 * attention.heads * attention.head_dim * _FLOAT * positions
+    return len(attention.layers) * bundle.manifest.model.hidden_size * _FLOAT * positions

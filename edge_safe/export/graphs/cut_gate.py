@@ -14,12 +14,11 @@ from edge_safe.export.graphs.decoder import (
     states_name,
     states_of,
 )
-from edge_safe.export.graphs.early_exit import some_heads
+from edge_safe.export.graphs.early_exit import judge_early, judge_late, rows_of_gate_past
 from edge_safe.export.graphs.layers import common_inputs
-from edge_safe.export.graphs.safety import GateHead, gate_outputs, judge_chunk
+from edge_safe.export.graphs.safety import GateHead, gate_outputs
 from edge_safe.export.graphs.spec import DecoderSpec
 from edge_safe.export.graphs.store import WeightStore
-from edge_safe.export.quantization import MatrixFormat
 from edge_safe.runtime.gate import EARLY_PRESENT, EARLY_VERDICT
 
 
@@ -29,9 +28,8 @@ def early_graph(
     early: GateHead,
     head: GateHead,
     store: WeightStore,
-    form: MatrixFormat,
 ) -> GraphBuilder:
-    """Layers below the early exit, its verdict, and its columns.
+    """Layers below the early exit, its verdict, and the states it has seen.
 
     Args:
         weights: The stored model.
@@ -39,7 +37,6 @@ def early_graph(
         early: What ends clear cases.
         head: What decides all others, at a layer behind.
         store: The weights file.
-        form: How the matrix of its keys and values is packed.
     """
     g = GraphBuilder("gate")
     shape: list[int | str] = ["batch", "sequence", spec.hidden_size]
@@ -53,13 +50,12 @@ def early_graph(
     # Of these the second graph goes on, or its head reads them.
     for below in [*(k for k in read if k in _sources(head)), layer]:
         g.output(states_name(below), FLOAT, shape)
-    count, width = early.query.shape
-    g.input("gate_past", FLOAT, ["batch", 2, count + len(head.query), "gate_past", width])
-    own = some_heads(g, 0, count)
-    judged = judge_chunk(g, states_of(early, -1), early, store, form, "early", own)
-    for made, name in ((judged.present, EARLY_PRESENT), (judged.verdict, EARLY_VERDICT)):
+    count, rows = len(early.sources), len(rows_of_gate_past(head, early))
+    g.input("gate_past", FLOAT, ["batch", rows, "gate_past", spec.hidden_size])
+    judged = judge_early(g, states_of(early, -1), early, store)
+    for made, name in zip(judged, (EARLY_PRESENT, EARLY_VERDICT), strict=True):
         g.op("Identity", [made], scope="early", outputs=[name])
-    g.output(EARLY_PRESENT, FLOAT, ["batch", 2, count, "gate_total", width])
+    g.output(EARLY_PRESENT, FLOAT, ["batch", count, "gate_total", spec.hidden_size])
     g.output(EARLY_VERDICT, FLOAT, ["batch", 2])
     return g
 
@@ -71,7 +67,6 @@ def late_graph(
     early: GateHead,
     head: GateHead,
     store: WeightStore,
-    form: MatrixFormat,
 ) -> GraphBuilder:
     """Layers from the early exit up to the gate, and the gate's verdict.
 
@@ -82,7 +77,6 @@ def late_graph(
         early: What ends clear cases, at a layer below.
         head: What decides.
         store: The weights file.
-        form: How the matrix of its keys and values is packed.
     """
     g = GraphBuilder("gate_late")
     shape: list[int | str] = ["batch", "sequence", spec.hidden_size]
@@ -98,14 +92,12 @@ def late_graph(
         g, spec, weights, common, deepstack, indices, (entering, ""), _sources(head)
     )
     g.op("Add", list(leaving), scope="exit", outputs=["hidden_states"])
-    (first, width), count = early.query.shape, len(head.query)
-    gate_outputs(g, first + count, width)
-    g.input(EARLY_PRESENT, FLOAT, ["batch", 2, first, "gate_total", width])
-    own = some_heads(g, first, first + count)
-    judged = judge_chunk(g, states_of(head, exit_layer), head, store, form, "gate", own)
-    both = [EARLY_PRESENT, judged.present]
-    g.op("Concat", both, scope="gate/columns", outputs=["gate_present"], axis=2)
-    g.op("Identity", [judged.verdict], scope="gate", outputs=["verdict_logits"])
+    width = spec.hidden_size
+    gate_outputs(g, len(rows_of_gate_past(head, early)), width)
+    g.input(EARLY_PRESENT, FLOAT, ["batch", len(early.sources), "gate_total", width])
+    judged = judge_late(g, states_of(head, exit_layer), early, head, store, EARLY_PRESENT)
+    for made, name in zip(judged, ("gate_present", "verdict_logits"), strict=True):
+        g.op("Identity", [made], scope="gate", outputs=[name])
     return g
 
 

@@ -9,7 +9,7 @@ from edge_safe.export.activations import CacheReach
 from edge_safe.export.cache_format import CacheFormat, cache_scales
 from edge_safe.export.graphs.attention import attention
 from edge_safe.export.graphs.builder import FLOAT, INT64, GraphBuilder
-from edge_safe.export.graphs.early_exit import stop_or_go_on
+from edge_safe.export.graphs.early_exit import rows_of_gate_past, stop_or_go_on
 from edge_safe.export.graphs.layers import (
     CACHE_TYPES,
     Common,
@@ -33,13 +33,12 @@ from edge_safe.export.graphs.safety import (
     gate_verdict,
     keep_tail,
     longer_than_one,
-    new_columns,
     single_position,
     token_logits,
 )
 from edge_safe.export.graphs.spec import DecoderSpec, LatticeSource, TensorSource
 from edge_safe.export.graphs.store import Stored, WeightStore
-from edge_safe.export.quantization import PLAIN, MatrixFormat, Precision
+from edge_safe.export.quantization import Precision
 from edge_safe.runtime.prefill import DEEPSTACK, STATES
 
 Progress = Callable[[float], None]
@@ -150,7 +149,6 @@ def gate_graph(
     exit_layer: int,
     head: GateHead,
     store: WeightStore,
-    form: MatrixFormat = PLAIN,
     early: GateHead | None = None,
     *,
     single: bool = False,
@@ -158,7 +156,7 @@ def gate_graph(
     """Layers 0 .. exit_layer-1 and the verdict of what decides at exit_layer.
 
     With one position, S = 1, the verdict is NaN and gate_present is gate_past: what is missing
-    there is made of gate_states.* and hidden_states by ``columns_graph``.
+    there are gate_states.*, in their order, and hidden_states.
 
     Args:
         weights: The stored model.
@@ -166,8 +164,7 @@ def gate_graph(
         exit_layer: The gate's layer.
         head: What decides there.
         store: The weights file.
-        form: How the matrix of the gate's own keys and values is packed.
-        early: What ends clear cases at a layer below; its columns come first in gate_past.
+        early: What ends clear cases at a layer below; its layers come first in gate_past.
         single: Whether it sees single positions alone, so that it needs no conditions.
     """
     g = GraphBuilder("gate")
@@ -176,9 +173,10 @@ def gate_graph(
     common = common_inputs(g, weights.ropes, spans=spec.bidirectional != "none")
     deepstack = deepstack_input(g, spec, range(exit_layer))
     g.output("hidden_states", FLOAT, shape)
-    read = source_layers(head, early)[:-1]
-    for layer in read:
+    rows = rows_of_gate_past(head, early)
+    for layer in rows[:-1]:
         g.output(states_name(layer), FLOAT, shape)
+    read = sorted(rows)[:-1]
     entering = (residual, "")
 
     def run(indices: range) -> None:
@@ -194,8 +192,7 @@ def gate_graph(
     if single:
         run(range(exit_layer))
         leave()
-        heads = [head] if early is None else [early, head]
-        gate_outputs(g, sum(len(of.query) for of in heads), head.query.shape[1])
+        gate_outputs(g, len(rows), spec.hidden_size)
         for made, name in zip(single_position(g), ["gate_present", "verdict_logits"], strict=True):
             g.op("Identity", [made], scope="gate", outputs=[name])
         return g
@@ -204,7 +201,7 @@ def gate_graph(
     if early is None:
         run(range(exit_layer))
         leave()
-        gate_verdict(g, states(head), head, store, form, several)
+        gate_verdict(g, states(head), head, store, several)
         return g
 
     first = early.sources[-1].layer
@@ -222,7 +219,7 @@ def gate_graph(
         leave()
         return states(head)
 
-    stop_or_go_on(g, states(early), early, head, store, form, several, left, go_on)
+    stop_or_go_on(g, states(early), early, head, store, several, left, go_on)
     return g
 
 
@@ -270,44 +267,9 @@ def states_of(head: GateHead, exit_layer: int) -> list[str]:
     return ["hidden_states" if k == exit_layer else states_name(k) for k in layers]
 
 
-def columns_graph(
-    hidden_size: int,
-    exit_layer: int,
-    head: GateHead,
-    store: WeightStore,
-    form: MatrixFormat = PLAIN,
-    early: GateHead | None = None,
-) -> GraphBuilder:
-    """gate_states.* and hidden_states (B, S, d) -> gate_columns (B, 2, H, S, dk).
-
-    What the gate's own keys and values of decoded tokens are made with, many at once.
-    """
-    g = GraphBuilder("gate_columns")
-    shape: list[int | str] = ["batch", "sequence", hidden_size]
-    names = {
-        layer: g.input("hidden_states" if layer == exit_layer else states_name(layer), FLOAT, shape)
-        for layer in source_layers(head, early)
-    }
-    heads = [head] if early is None else [early, head]
-    parts = [
-        new_columns(g, [names[source.layer] for source in of.sources], of, store, form)
-        for of in heads
-    ]
-    total = sum(len(of.query) for of in heads)
-    g.output("gate_columns", FLOAT, ["batch", 2, total, "sequence", head.query.shape[1]])
-    g.op("Concat", parts, scope="gate", outputs=["gate_columns"], axis=2)
-    return g
-
-
 def states_name(layer: int) -> str:
     """Name of the states entering a layer below the gate's."""
     return f"{STATES}{layer}"
-
-
-def source_layers(head: GateHead, early: GateHead | None) -> list[int]:
-    """Layers whose states the gate and its early exit read, the gate's own one last."""
-    heads = [head] if early is None else [early, head]
-    return sorted({source.layer for of in heads for source in of.sources})
 
 
 def decoder_graph(

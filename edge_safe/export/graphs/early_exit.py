@@ -18,10 +18,11 @@ from edge_safe.export.graphs.safety import (
     gate_outputs,
     judge_chunk,
     no_verdict,
+    seen_states,
+    side_by_side,
     single_position,
 )
 from edge_safe.export.graphs.store import WeightStore
-from edge_safe.export.quantization import MatrixFormat
 from edge_safe.runtime.gate import EARLY_VERDICT
 from edge_safe.runtime.prefill import EARLY_BOUND
 
@@ -34,14 +35,13 @@ def stop_or_go_on(
     early: GateHead,
     head: GateHead,
     store: WeightStore,
-    form: MatrixFormat,
     several: str,
     left: Mapping[str, int],
     go_on: Callable[[], Sequence[str]],
 ) -> None:
     """Ends the run behind the early head where all its prompts are clear.
 
-    Its columns come first in gate_past. A single position always goes on.
+    Its layers come first in gate_past. A single position always goes on.
 
     Args:
         g: The graph.
@@ -49,21 +49,18 @@ def stop_or_go_on(
         early: What ends clear cases.
         head: What decides all others.
         store: The weights file.
-        form: How the matrices of their keys and values are packed.
         several: Whether there are at least two positions.
         left: Names and types of the states and caches that the layers behind it leave.
         go_on: Emits these layers, leaves the values of ``left``, and gives the (B, S, d) states
             entering the layer of each of the gate's sources.
     """
-    counts, width = (len(early.query), len(head.query)), head.query.shape[1]
-    gate_outputs(g, sum(counts), width)
+    gate_outputs(g, len(rows_of_gate_past(head, early)), len(head.sources[0].attention_norm))
     bound = g.input(EARLY_BOUND, FLOAT, ["batch"])
     g.output(EARLY_VERDICT, FLOAT, ["batch", 2])
 
     def chunk() -> list[str]:
-        past = some_heads(g, 0, counts[0])
-        judged = judge_chunk(g, states, early, store, form, "early", past)
-        return [judged.present, judged.verdict, _all_clear(g, judged.verdict, bound)]
+        present, verdict = judge_early(g, states, early, store)
+        return [present, verdict, _all_clear(g, verdict, bound)]
 
     def token() -> list[str]:
         never = g.op("Identity", [g.constant(False, np.bool_)], scope="early.nothing")
@@ -82,10 +79,7 @@ def stop_or_go_on(
         at_gate = go_on()
 
         def decide() -> list[str]:
-            past = some_heads(g, counts[0], sum(counts))
-            judged = judge_chunk(g, at_gate, head, store, form, "gate", past)
-            both = [_PRESENT, judged.present]
-            return [g.op("Concat", both, scope="gate/columns", axis=2), judged.verdict]
+            return list(judge_late(g, at_gate, early, head, store, _PRESENT))
 
         outputs = ["gate_present", "verdict_logits"]
         g.choose(several, decide, lambda: single_position(g), scope="gate", outputs=outputs)
@@ -126,10 +120,69 @@ def _all_clear(g: GraphBuilder, verdict: str, bound: str) -> str:
     return g.op("Cast", [fewest], scope=scope, to=BOOL)
 
 
-def some_heads(g: GraphBuilder, first: int, end: int) -> str:
-    """Some heads of gate_past: (B, 2, end - first, G, dk)."""
-    edges = [g.constant([first]), g.constant([end]), g.constant([2])]
-    return g.op("Slice", ["gate_past", *edges], scope="columns")
+def rows_of_gate_past(head: GateHead, early: GateHead | None) -> list[int]:
+    """Layers whose entering states heads read, in the order that gate_past has them.
+
+    Those of the early exit come first, the gate's own one last.
+    """
+    first = [] if early is None else [source.layer for source in early.sources]
+    return first + [source.layer for source in head.sources if source.layer not in first]
+
+
+def judge_early(
+    g: GraphBuilder, states: Sequence[str], early: GateHead, store: WeightStore
+) -> tuple[str, str]:
+    """Adds the early exit's verdict.
+
+    Args:
+        g: The graph, with a gate_past.
+        states: (B, S, d) states entering the layer of each of its sources.
+        early: What ends clear cases.
+        store: The weights file.
+
+    Returns:
+        (B, Ke, G + S, d) the states it has seen, and (B, 2) its verdict.
+    """
+    seen = [seen_states(g, own, row) for row, own in enumerate(states)]
+    judged = judge_chunk(g, states, seen, early, store, "early")
+    return side_by_side(g, judged.present, "early"), judged.verdict
+
+
+def judge_late(
+    g: GraphBuilder,
+    states: Sequence[str],
+    early: GateHead,
+    head: GateHead,
+    store: WeightStore,
+    present: str,
+) -> tuple[str, str]:
+    """Adds the verdict of the gate behind an early exit.
+
+    Args:
+        g: The graph, with a gate_past.
+        states: (B, S, d) states entering the layer of each of the gate's sources.
+        early: What ended clear cases.
+        head: What decides.
+        store: The weights file.
+        present: What ``judge_early`` gave.
+
+    Returns:
+        (B, K, G + S, d) the states that both have seen, and (B, 2) the verdict.
+    """
+    rows = rows_of_gate_past(head, early)
+    first = len(early.sources)
+    seen, more = [], []
+    for own, source in zip(states, head.sources, strict=True):
+        row = rows.index(source.layer)
+        if row < first:
+            # Both read this layer.
+            seen.append(g.op("Gather", [present, g.constant(row)], scope="gate/shared", axis=1))
+        else:
+            seen.append(seen_states(g, own, row))
+            more.append(seen[-1])
+    judged = judge_chunk(g, states, seen, head, store, "gate")
+    both = [present, side_by_side(g, more, "gate")]
+    return g.op("Concat", both, scope="gate/present", axis=1), judged.verdict
 
 
 def _past_of(present: str) -> str:
@@ -142,8 +195,8 @@ def _grown(g: GraphBuilder, states: str) -> str:
     scope = "early.stop/columns"
     count = g.op("Shape", [states], scope=scope, start=1, end=2)
     parts = [
-        g.op("Shape", ["gate_past"], scope=scope, start=first, end=first + size)
-        for first, size in ((0, 3), (3, 1), (4, 1))
+        g.op("Shape", ["gate_past"], scope=scope, start=first, end=end)
+        for first, end in ((0, 2), (2, 3), (3, 4))
     ]
     total = g.op("Add", [parts[1], count], scope=scope)
     return g.op("Concat", [parts[0], total, parts[2]], scope=scope, axis=0)

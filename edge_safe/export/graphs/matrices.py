@@ -162,18 +162,6 @@ def _squares(values: FloatArray) -> float:
     return float(np.square(values, dtype=np.float64).sum())
 
 
-def marked_linear(g: GraphBuilder, x: str, matrix: Matrix, name: str, mark: str) -> str:
-    """Multiplies (B, S, K) by a matrix into (B, S, N), with NaN where a mark (B, S, 1) has it.
-
-    Elsewhere the mark is 0.
-    """
-    if matrix.format.whole and matrix.scales is not None:
-        weight = g.weight(f"{name}.weight", matrix.values)
-        # One number per position, where adding the mark itself would pass over all of the product.
-        return _product_of_rows(g, x, weight, matrix.scales, name, mark)
-    return g.op("Add", [linear(g, x, matrix, name), mark], scope=f"{name}/marked")
-
-
 def linear(g: GraphBuilder, x: str, matrix: Matrix, name: str, bias: Stored | None = None) -> str:
     """Multiplies (..., K) by a matrix into (..., N).
 
@@ -213,13 +201,11 @@ def linear(g: GraphBuilder, x: str, matrix: Matrix, name: str, bias: Stored | No
 _LEVELS, _MIDDLE = 127.0, 128
 
 
-def _product_of_rows(
-    g: GraphBuilder, x: str, weight: str, scales: Stored, name: str, mark: str | None = None
-) -> str:
+def _product_of_rows(g: GraphBuilder, x: str, weight: str, scales: Stored, name: str) -> str:
     """Rounds every position of x by a scale of its own, and multiplies in whole numbers.
 
     So no position depends on another one, as with one scale for all of them it would. A NaN may
-    come out as a number, since it need not be the largest of its position, unless it is marked.
+    come out as a number, since it need not be the largest of its position.
     """
 
     def rounded() -> str:
@@ -249,10 +235,7 @@ def _product_of_rows(
         ],
         scope=name,
     )
-    step = f"{x}/rounded/step"
-    if mark is not None:
-        step = g.op("Add", [step, mark], scope=f"{name}/marked")
-    return g.op("Mul", [product, step], scope=name)
+    return g.op("Mul", [product, f"{x}/rounded/step"], scope=name)
 
 
 def look_up(g: GraphBuilder, ids: str, table: Matrix, name: str) -> str:

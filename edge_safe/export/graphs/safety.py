@@ -1,8 +1,13 @@
 """The gate's own nodes: which position is slot T, safety attention, verdict rows.
 
 The formulas are those of ``edge_safe.models.safety_head``, over a chunk of positions whose
-predecessors stand in ``gate_past``. All of it stays in float32 whatever the precision, but for the
-matrix of its keys and values.
+predecessors stand in ``gate_past``. All of it stays in float32 whatever the precision.
+
+The query of safety attention is the same for every prompt. So a head's score of a position is the
+product of that position's normalized state with one vector, key matrix times query, and the sum of
+the values is the value matrix times the sum of these states (the order of products that MLA takes
+to decode, arXiv 2405.04434, section 2.1.2). Neither keys nor values are ever made: what stands for
+both are the states themselves.
 """
 
 from __future__ import annotations
@@ -16,11 +21,9 @@ import onnx
 
 from edge_safe.export.graphs.builder import FLOAT, GraphBuilder
 from edge_safe.export.graphs.layers import norm
-from edge_safe.export.graphs.matrices import linear, marked_linear, store_linear
 from edge_safe.export.graphs.spans import HIDDEN
 from edge_safe.export.graphs.spec import FloatArray
 from edge_safe.export.graphs.store import WeightStore
-from edge_safe.export.quantization import MatrixFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,28 +133,29 @@ class Judged:
     """What a head makes of a chunk of at least two positions.
 
     Attributes:
-        present: (B, 2, H, G + S, dk) its columns with those before them.
+        present: By source, (B, G + S, d) the states it has seen, the chunk's behind the others.
         verdict: (B, 2).
     """
 
-    present: str
+    present: tuple[str, ...]
     verdict: str
 
 
-def gate_outputs(g: GraphBuilder, heads: int, width: int) -> None:
-    """Declares gate_past, gate_present and verdict_logits."""
-    g.input("gate_past", FLOAT, ["batch", 2, heads, "gate_past", width])
-    g.output("gate_present", FLOAT, ["batch", 2, heads, "gate_total", width])
+def gate_outputs(g: GraphBuilder, layers: int, width: int) -> None:
+    """Declares gate_past, gate_present and verdict_logits.
+
+    Args:
+        g: The graph.
+        layers: Layers K whose entering states heads read.
+        width: Of a state, d.
+    """
+    g.input("gate_past", FLOAT, ["batch", layers, "gate_past", width])
+    g.output("gate_present", FLOAT, ["batch", layers, "gate_total", width])
     g.output("verdict_logits", FLOAT, ["batch", 2])
 
 
 def gate_verdict(
-    g: GraphBuilder,
-    states: Sequence[str],
-    head: GateHead,
-    store: WeightStore,
-    form: MatrixFormat,
-    several: str,
+    g: GraphBuilder, states: Sequence[str], head: GateHead, store: WeightStore, several: str
 ) -> None:
     """Adds gate_past, gate_present and verdict_logits to a graph.
 
@@ -160,59 +164,70 @@ def gate_verdict(
         states: (B, S, d) states entering the layer of each source.
         head: What decides.
         store: The weights file.
-        form: How the matrix of its keys and values is packed.
         several: Whether there are at least two positions; see ``single_position``.
     """
-    gate_outputs(g, *head.query.shape)
+    gate_outputs(g, len(head.sources), len(head.sources[0].attention_norm))
 
     def chunk() -> list[str]:
-        judged = judge_chunk(g, states, head, store, form, "gate", "gate_past")
-        return [judged.present, judged.verdict]
+        seen = [seen_states(g, own, row) for row, own in enumerate(states)]
+        judged = judge_chunk(g, states, seen, head, store, "gate")
+        return [side_by_side(g, judged.present, "gate"), judged.verdict]
 
     outputs = ["gate_present", "verdict_logits"]
     g.choose(several, chunk, lambda: single_position(g), scope="gate", outputs=outputs)
 
 
 def single_position(g: GraphBuilder) -> list[str]:
-    """What a decoding step leaves: no new columns, and a verdict of NaN.
+    """What a decoding step leaves: gate_past as it is, and a verdict of NaN.
 
-    It would throw its verdict away, and its columns are needed when the next turn is judged: they
-    are made then, of the states that it leaves, for many steps at once.
+    It would throw its verdict away, and its states leave the graph by names of their own.
     """
     past = g.op("Identity", ["gate_past"], scope="gate.nothing")
     return [past, no_verdict(g, "gate_past", "gate.nothing")]
 
 
+def seen_states(g: GraphBuilder, states: str, row: int) -> str:
+    """States of a layer, (B, S, d), behind those of gate_past, its row: (B, G + S, d)."""
+    scope = f"{states}/seen"
+    past = g.op("Gather", ["gate_past", g.constant(row)], scope=scope, axis=1)
+    return g.op("Concat", [past, states], scope=scope, axis=1)
+
+
+def side_by_side(g: GraphBuilder, present: Sequence[str], scope: str) -> str:
+    """States of K layers, (B, G + S, d) each: (B, K, G + S, d)."""
+    axis = g.constant([1])
+    rows = [g.op("Unsqueeze", [one, axis], scope=f"{scope}/columns") for one in present]
+    if len(rows) == 1:
+        return rows[0]
+    return g.op("Concat", rows, scope=f"{scope}/columns", axis=1)
+
+
 def judge_chunk(
     g: GraphBuilder,
     states: Sequence[str],
+    seen: Sequence[str],
     head: GateHead,
     store: WeightStore,
-    form: MatrixFormat,
     name: str,
-    past: str,
 ) -> Judged:
-    """Adds a head's columns and its verdict.
+    """Adds a head's verdict.
 
     Args:
         g: The graph, with a gate_past.
         states: (B, S, d) states entering the layer of each source, S >= 2.
+        seen: The same behind earlier ones, (B, G + S, d).
         head: What decides.
         store: The weights file.
-        form: How the matrix of its keys and values is packed.
         name: Of the head in the graph.
-        past: (B, 2, H, G, dk) its columns so far.
     """
-    columns = new_columns(g, states, head, store, form)
-    present = g.op("Concat", [past, columns], scope=name, axis=3)
     slots = find_slots(g, states[-1])
-    penalty = _penalty(g, present, slots, head, store, name)
+    penalty = _penalty(g, seen, slots, head, store, name)
     read = [
-        _read_token(g, own, slots, source, store)
+        _read_token(g, own, slots, source, store, name)
         for own, source in zip(states, head.sources, strict=True)
     ]
     logits = read[0] if len(read) == 1 else g.op("Sum", read, scope=f"{name}.token")
-    return Judged(present, g.op("Sub", [logits, penalty], scope=f"{name}.verdict"))
+    return Judged(tuple(seen), g.op("Sub", [logits, penalty], scope=f"{name}.verdict"))
 
 
 def no_verdict(g: GraphBuilder, states: str, name: str) -> str:
@@ -236,63 +251,33 @@ def longer_than_one(g: GraphBuilder, states: str, scope: str) -> str:
 
 
 def _read_token(
-    g: GraphBuilder, states: str, slots: Slots, source: GateSource, store: WeightStore
+    g: GraphBuilder, states: str, slots: Slots, source: GateSource, store: WeightStore, name: str
 ) -> str:
     """A source's verdict rows at T-1: (B, 2)."""
-    name = f"gate.layers.{source.layer}"
-    state = pick(g, states, slots.last, f"{name}.last")
-    state = g.op("Squeeze", [state, g.constant([1])], scope=f"{name}.last")
-    return token_logits(g, state, source.token, store, f"{name}.token")
-
-
-def new_columns(
-    g: GraphBuilder,
-    states: Sequence[str],
-    head: GateHead,
-    store: WeightStore,
-    form: MatrixFormat,
-) -> str:
-    """This chunk's keys and values: (B, 2, H, S, dk)."""
-    width = head.query.shape[1]
-    columns = []
-    for own, source in zip(states, head.sources, strict=True):
-        scope = f"gate.layers.{source.layer}.attention"
-        normed = norm(g, own, store.add(source.attention_norm), f"{scope}.norm", source.token.eps)
-        joined = store_linear(store, np.concatenate([source.key, source.value]), form)
-        product = f"{scope}.key_value"
-        if form.bits < 16:
-            both = marked_linear(g, normed, joined, product, _mark(g, normed, scope))
-        else:
-            both = linear(g, normed, joined, product)
-        shape = g.constant([0, 0, 2, len(source.key) // width, width])
-        columns.append(g.op("Reshape", [both, shape], scope=scope))
-    scope = f"gate.layers.{head.sources[-1].layer}.columns"
-    split = columns[0] if len(columns) == 1 else g.op("Concat", columns, scope=scope, axis=3)
-    return g.op("Transpose", [split], scope=scope, perm=[0, 2, 3, 1, 4])
-
-
-def _mark(g: GraphBuilder, x: str, scope: str) -> str:
-    """(B, S, 1): 0 for each position of x (B, S, K), NaN where one of its numbers is not finite.
-
-    What rounds its inputs makes a number of a NaN, and the gate would decide on it.
-    """
-    total = g.op("ReduceSum", [x, g.constant([-1])], scope=f"{scope}/finite", keepdims=1)
-    return g.op("Mul", [total, g.floats(0.0)], scope=f"{scope}/finite")
+    # Two heads may read one layer, each with rows of its own.
+    scope = f"{name}.layers.{source.layer}"
+    state = pick(g, states, slots.last, f"{scope}.last")
+    state = g.op("Squeeze", [state, g.constant([1])], scope=f"{scope}.last")
+    return token_logits(g, state, source.token, store, f"{scope}.token")
 
 
 def _penalty(
-    g: GraphBuilder, present: str, slots: Slots, head: GateHead, store: WeightStore, name: str
+    g: GraphBuilder,
+    seen: Sequence[str],
+    slots: Slots,
+    head: GateHead,
+    store: WeightStore,
+    name: str,
 ) -> str:
     """What safety attention takes off both verdict rows: (B, 2), -log v and -log (1 - v)."""
 
     def weight(part: str, array: FloatArray) -> str:
         return g.weight(f"{name}.{part}", store.add(array))
 
-    pooled = _pool(g, present, slots, head, store, name)
-    flat = g.op("Reshape", [pooled, g.constant([0, head.query.size])], scope=name)
+    pooled = _pool(g, seen, slots, head, store, name)
     up = g.op(
         "Gemm",
-        [flat, weight("up.weight", head.up_weight), weight("up.bias", head.up_bias)],
+        [pooled, weight("up.weight", head.up_weight), weight("up.bias", head.up_bias)],
         scope=f"{name}.up",
         transB=1,
     )
@@ -312,21 +297,100 @@ def _penalty(
 
 
 def _pool(
-    g: GraphBuilder, present: str, slots: Slots, head: GateHead, store: WeightStore, name: str
+    g: GraphBuilder,
+    seen: Sequence[str],
+    slots: Slots,
+    head: GateHead,
+    store: WeightStore,
+    name: str,
 ) -> str:
-    """Safety attention over gate_past and the positions before slot T: (B, H, 1, dk)."""
-    width = head.query.shape[1]
+    """Safety attention over gate_past and the positions before slot T: (B, H * dk)."""
     scope = f"{name}.pool"
-    keys = g.op("Gather", [present, g.constant(0)], scope=f"{scope}/keys", axis=1)
-    query = (head.query / math.sqrt(width)).astype(np.float32)[:, :, None]
-    score = g.op("MatMul", [keys, g.weight(f"{name}.query", store.add(query))], scope=scope)
-    score = g.op("Squeeze", [score, g.constant([3])], scope=scope)
-
-    before = g.op("Shape", ["gate_past"], scope=f"{scope}/past", start=3, end=4)
+    before = g.op("Shape", ["gate_past"], scope=f"{scope}/past", start=2, end=3)
     visible = g.op("Add", [slots.slot, before], scope=f"{scope}/visible")
-    total = g.op("Shape", [present], scope=f"{scope}/total", start=3, end=4)
+    normed = [
+        norm(g, own, store.add(source.attention_norm), f"{scope}/{source.layer}", source.token.eps)
+        for own, source in zip(_visible(g, seen, visible, scope), head.sources, strict=True)
+    ]
+    total = g.op("Shape", [normed[0]], scope=f"{scope}/total", start=1, end=2)
     total = g.op("Squeeze", [total], scope=f"{scope}/total")
     steps = g.op("Range", [g.constant(0), total, g.constant(1)], scope=scope)
+    shares = _shares(g, normed, visible, steps, head, store, name)
+    pooled = []
+    for share, own, source in zip(shares, normed, head.sources, strict=True):
+        states = g.op("MatMul", [share, own], scope=f"{scope}/states")
+        states = g.op("Unsqueeze", [states, g.constant([2])], scope=f"{scope}/states")
+        matrix = g.weight(f"{name}.{source.layer}.value", store.add(_value(head, source)))
+        out = g.op("MatMul", [states, matrix], scope=f"{scope}/out")
+        shape = g.constant([0, len(source.value)])
+        pooled.append(g.op("Reshape", [out, shape], scope=f"{scope}/out"))
+    return pooled[0] if len(pooled) == 1 else g.op("Concat", pooled, scope=f"{scope}/out", axis=1)
+
+
+def _visible(g: GraphBuilder, seen: Sequence[str], visible: str, scope: str) -> list[str]:
+    """States (B, N, d) of each source without those that must not be seen.
+
+    The kernels leave anything at padded positions, NaN too, and 0 * NaN would reach the sum.
+    """
+    outputs = [f"{scope}/seen/{row}" for row in range(len(seen))]
+
+    def every() -> list[str]:
+        count = g.op("Shape", [seen[0]], scope=f"{scope}/seen", start=1, end=2)
+        count = g.op("Squeeze", [count], scope=f"{scope}/seen")
+        steps = g.op("Range", [g.constant(0), count, g.constant(1)], scope=f"{scope}/seen")
+        rows = g.op("Less", [steps, visible], scope=f"{scope}/seen")
+        rows = g.op("Unsqueeze", [rows, g.constant([2])], scope=f"{scope}/seen")
+        return [
+            g.op("Where", [rows, own, g.floats(0.0)], scope=f"{scope}/seen/zeroed") for own in seen
+        ]
+
+    def alone() -> list[str]:
+        # Of one prompt they stand behind all that is seen: cut off, which is quicker than zeroed.
+        end = g.op("Reshape", [visible, g.constant([1])], scope=f"{scope}/end")
+        edges = [g.constant([0]), end, g.constant([1])]
+        return [g.op("Slice", [own, *edges], scope=f"{scope}/seen/cut") for own in seen]
+
+    count = g.op("Shape", [seen[0]], scope=f"{scope}/prompts", end=1)
+    several = g.op("Greater", [count, g.constant([1])], scope=f"{scope}/prompts")
+    several = g.op("Squeeze", [several], scope=f"{scope}/prompts")
+    g.choose(several, every, alone, scope=scope, outputs=outputs)
+    return outputs
+
+
+def _shares(
+    g: GraphBuilder,
+    normed: Sequence[str],
+    visible: str,
+    steps: str,
+    head: GateHead,
+    store: WeightStore,
+    name: str,
+) -> list[str]:
+    """What each position counts for, by source: (B, Hs, N).
+
+    Args:
+        g: The graph.
+        normed: By source, normalized states (B, N, d).
+        visible: (B, 1) positions that are seen.
+        steps: (N,) 0 .. N-1.
+        head: What decides.
+        store: The weights file.
+        name: Of the head in the graph.
+    """
+    scope = f"{name}.pool"
+    scores = [
+        g.op(
+            "MatMul",
+            [own, g.weight(f"{name}.{source.layer}.query", store.add(_query(head, source)))],
+            scope=f"{scope}/scores",
+        )
+        for own, source in zip(normed, head.sources, strict=True)
+    ]
+    score = scores[0]
+    if len(scores) > 1:
+        score = g.op("Concat", scores, scope=f"{scope}/scores", axis=2)
+    score = g.op("Transpose", [score], scope=f"{scope}/scores", perm=[0, 2, 1])
+
     last = g.op("Sub", [visible, g.constant(1)], scope=scope)
     distance = g.op("Sub", [last, steps], scope=f"{scope}/distance")
     distance = g.op("Max", [distance, g.constant(0)], scope=f"{scope}/distance")
@@ -337,34 +401,42 @@ def _pool(
     slope = g.weight(f"{name}.slope", store.add(head.slope[:, None]))
     score = g.op("Sub", [score, g.op("Mul", [slope, logged], scope=scope)], scope=scope)
 
-    seen = g.op("Less", [steps, visible], scope=f"{scope}/seen")
-    seen = g.op("Unsqueeze", [seen, g.constant([1])], scope=f"{scope}/seen")
-    score = g.op("Where", [seen, score, g.floats(HIDDEN)], scope=scope)
+    rows = g.op("Less", [steps, visible], scope=f"{scope}/hidden")
+    rows = g.op("Unsqueeze", [rows, g.constant([1])], scope=f"{scope}/hidden")
+    score = g.op("Where", [rows, score, g.floats(HIDDEN)], scope=scope)
     share = g.op("Softmax", [score], scope=scope, axis=-1)
-    share = g.op("Unsqueeze", [share, g.constant([2])], scope=f"{scope}/share")
+    if len(head.sources) == 1:
+        return [share]
+    counts = [len(source.key) // head.query.shape[1] for source in head.sources]
+    shares = [f"{scope}/shares/{row}" for row in range(len(counts))]
+    g.op("Split", [share, g.constant(counts)], scope=f"{scope}/shares", outputs=shares, axis=1)
+    return shares
 
-    # The kernels leave anything at padded positions, NaN too, and 0 * NaN would reach the sum.
-    def every() -> list[str]:
-        values = g.op("Gather", [present, g.constant(1)], scope=f"{scope}/values", axis=1)
-        rows = g.op("Unsqueeze", [seen, g.constant([3])], scope=f"{scope}/seen")
-        values = g.op("Where", [rows, values, g.floats(0.0)], scope=f"{scope}/values")
-        return [g.op("MatMul", [share, values], scope=f"{scope}/out")]
 
-    def alone() -> list[str]:
-        # Of one prompt they stand behind all that is seen: cut off, which is quicker than zeroed.
-        end = g.op("Reshape", [visible, g.constant([1])], scope=f"{scope}/end")
-        ends = g.op("Concat", [g.constant([2]), end], scope=f"{scope}/end", axis=0)
-        cut = [present, g.constant([1, 0]), ends, g.constant([1, 3])]
-        values = g.op("Slice", cut, scope=f"{scope}/values")
-        values = g.op("Squeeze", [values, g.constant([1])], scope=f"{scope}/values")
-        seen_share = g.op("Slice", [share, g.constant([0]), end, g.constant([3])], scope=scope)
-        return [g.op("MatMul", [seen_share, values], scope=f"{scope}/out")]
+def _own_heads(head: GateHead, source: GateSource) -> slice:
+    """Which of a head's attention heads are those of a source."""
+    width, first = head.query.shape[1], 0
+    for other in head.sources:
+        end = first + len(other.key) // width
+        if other is source:
+            return slice(first, end)
+        first = end
+    raise ValueError(f"layer {source.layer} is no source of this head")
 
-    count = g.op("Shape", [present], scope=f"{scope}/prompts", end=1)
-    several = g.op("Greater", [count, g.constant([1])], scope=f"{scope}/prompts")
-    several = g.op("Squeeze", [several], scope=f"{scope}/prompts")
-    g.choose(several, every, alone, scope=scope, outputs=[f"{scope}/pooled"])
-    return f"{scope}/pooled"
+
+def _query(head: GateHead, source: GateSource) -> FloatArray:
+    """(d, Hs): what a normalized state is multiplied with for its scores, key matrix and query."""
+    query = head.query[_own_heads(head, source)].astype(np.float64)
+    key = source.key.reshape(*query.shape, -1)
+    folded = np.einsum("hw,hwd->dh", query / math.sqrt(query.shape[1]), key)
+    return np.ascontiguousarray(folded, np.float32)
+
+
+def _value(head: GateHead, source: GateSource) -> FloatArray:
+    """(1, Hs, d, dk): the value matrix of each of a source's attention heads."""
+    width = head.query.shape[1]
+    value = source.value.reshape(1, -1, width, source.value.shape[1])
+    return np.ascontiguousarray(value.swapaxes(2, 3))
 
 
 def keep_tail(g: GraphBuilder, values: Sequence[str]) -> list[str]:
