@@ -115,7 +115,7 @@ class Chat:
     def save(self, path: str | PathLike[str]) -> None:
         """Puts the conversation into a file, for ``SafeModel.load_chat`` of the same bundle.
 
-        It takes as many bytes as the caches of what was said: some 60 KB a token for pebble.
+        It takes as many bytes as the caches of what was said: some 53 KB a token for pebble.
 
         Raises:
             UsageError: It is answering.

@@ -1,7 +1,7 @@
 """Memory that arrays left behind, kept for the next ones.
 
 What a prompt needs once comes from the system page by page, each zeroed first, and goes back when
-it is let go: for the gate's columns of 256 positions of pebble that is a millisecond of a hundred.
+it is let go.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +96,20 @@ def random_weights(spec: DecoderSpec) -> Callable[[str], FloatArray]:
         return (rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
 
     return tensor
+
+
+def joined_head(rng: np.random.Generator, layers: Sequence[int]) -> GateHead:
+    """Heads of several layers that decide together."""
+    parts = [random_head(rng, layer) for layer in layers]
+    return GateHead(
+        tuple(part.sources[0] for part in parts),
+        np.concatenate([part.query for part in parts]),
+        np.concatenate([part.slope for part in parts]),
+        np.concatenate([part.up_weight for part in parts], axis=1),
+        parts[0].up_bias,
+        parts[0].down_weight,
+        parts[0].down_bias,
+    )
 
 
 def random_head(rng: np.random.Generator, layer: int = EXIT_LAYER) -> GateHead:

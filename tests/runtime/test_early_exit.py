@@ -27,7 +27,7 @@ from tests.runtime.conftest import (
     EARLY_LAYER,
     EXIT_LAYER,
     WIDTH,
-    random_head,
+    joined_head,
     write_bundle,
     write_manifest,
 )
@@ -77,16 +77,7 @@ def test_clear_cases_end_early_and_the_others_get_the_gates_verdict(
 
 def joined(head: GateHead) -> GateHead:
     """A head that reads the early exit's layer too."""
-    low = random_head(np.random.default_rng(3), EARLY_LAYER)
-    return GateHead(
-        low.sources + head.sources,
-        np.concatenate([low.query, head.query]),
-        np.concatenate([low.slope, head.slope]),
-        np.concatenate([low.up_weight, head.up_weight], axis=1),
-        head.up_bias,
-        head.down_weight,
-        head.down_bias,
-    )
+    return joined_head(np.random.default_rng(3), (EARLY_LAYER, head.sources[0].layer))
 
 
 def test_a_layer_that_both_read_is_kept_once(tmp_path: Path) -> None:

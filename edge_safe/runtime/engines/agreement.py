@@ -14,6 +14,7 @@ import numpy as np
 
 from edge_safe.errors import ProviderError
 from edge_safe.runtime.engines.plan import EnginePlan
+from edge_safe.runtime.gate import EARLY_PRESENT
 from edge_safe.runtime.manifest import Graph, Tensor
 from edge_safe.runtime.session import Array
 
@@ -22,7 +23,7 @@ from edge_safe.runtime.session import Array
 TOLERANCE = 0.03
 
 OUTLYING = 1000.0
-_STATES = ("inputs_embeds", "hidden_states", "gate_states.")
+_STATES = ("inputs_embeds", "hidden_states", "gate_states.", "gate_past", EARLY_PRESENT)
 
 _DTYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64, "int32": np.int32}
 
@@ -85,7 +86,7 @@ def made_up(
         else:
             feeds[tensor.name] = _fill(tensor, shapes[tensor.name].opt, chance, None)
         if outlying and tensor.name.startswith(_STATES):
-            feeds[tensor.name][:, 0, :3] *= OUTLYING
+            feeds[tensor.name][..., :1, :3] *= OUTLYING
     return feeds
 
 
